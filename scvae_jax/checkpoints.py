@@ -1,0 +1,267 @@
+"""A fitted model, and its run folder: parameters by orbax, all else as plain text.
+
+config.json   settings, batches, figures of the training, versions
+genes.json    gene names, in the model's order
+cells.csv     the cells that were fitted, and their part of the split
+history.json  the bounds of every epoch
+params/       orbax
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from scvae_jax.config import (
+    DataConfig,
+    InputError,
+    ModelConfig,
+    TrainConfig,
+    from_json,
+    to_json,
+)
+from scvae_jax.likelihoods import Likelihood
+from scvae_jax.models import Model, from_config, named_likelihood
+
+FORMAT = 1
+PARTS = ("config.json", "genes.json", "cells.csv", "history.json", "params")
+PACKAGES = ("scvae_jax", "jax", "flax", "optax", "distrax", "numpy", "anndata")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A fitted model and what is needed to use it on other cells.
+
+    Attributes:
+        model: pure functions.
+        params: the parameters of the best epoch.
+        config: what was fitted.
+        train_config: how.
+        data_config: where the data was found.
+        genes: [G] names.
+        batches: the known batches, none without a batch key.
+        cells: [n] names of the cells that were fitted or held out.
+        split: [n] train, validation or test.
+        history: for each epoch a dict of figures, bounds in nats per cell.
+        summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like.
+        versions: of Python's packages and of the device at the time.
+    """
+
+    model: Model
+    params: Any
+    config: ModelConfig
+    train_config: TrainConfig
+    data_config: DataConfig
+    genes: np.ndarray
+    batches: tuple[str, ...]
+    cells: np.ndarray
+    split: np.ndarray
+    history: list[dict[str, float]]
+    summary: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the counts."""
+        return self.model.modalities[0].likelihood
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the run folder; it appears whole or not at all.
+
+        Args:
+            path: of the folder.
+            overwrite: replace a run that is there.
+
+        Raises:
+            InputError: if the folder exists and `overwrite` is false, or if it is
+                there and is not a run folder.
+        """
+        import orbax.checkpoint
+
+        path = Path(path).absolute()
+        check_free(path, overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+                checkpointer.save(part / "params", self.params)
+            self._write_text(part)
+            _replace(path, part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _write_text(self, folder: Path) -> None:
+        config = {
+            "format": FORMAT,
+            "model": to_json(self.config),
+            "train": to_json(self.train_config),
+            "data": to_json(self.data_config),
+            "likelihood": self.likelihood.name,
+            "batches": list(self.batches),
+            "summary": self.summary,
+            "versions": self.versions,
+        }
+        _write_json(folder / "config.json", config, indent=2)
+        _write_json(folder / "genes.json", self.genes.tolist(), indent=0)
+        _write_json(folder / "history.json", self.history, indent=0)
+        cells = pd.DataFrame({"cell": self.cells, "split": self.split})
+        cells.to_csv(folder / "cells.csv", index=False)
+
+
+def _write_json(path: Path, values: Any, indent: int) -> None:
+    path.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
+def check_free(path: str | Path, overwrite: bool) -> None:
+    """Refuse to write a run where something is, before any work is done.
+
+    Args:
+        path: of the run folder to be.
+        overwrite: allow a run folder to be replaced.
+
+    Raises:
+        InputError: if something is there that must not be replaced.
+    """
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"found {path}, which is not a run folder, expected a new path or a run "
+            "folder, choose another path"
+        )
+    if not overwrite:
+        raise InputError(
+            f"found a run folder at {path}, expected a new path, choose another one or "
+            "replace it (overwrite=True, --overwrite)"
+        )
+
+
+def _replace(path: Path, part: Path) -> None:
+    """Move a finished folder to its place; the old one goes when the new one is there."""
+    # mkdtemp makes folders that only their owner can read: give the usual rights back
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o777 & ~mask)
+    old = None
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+        os.replace(path, old / "run")
+    os.replace(part, path)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
+    """Read a run folder.
+
+    Args:
+        path: of the folder.
+        likelihood: the likelihood of one's own that the run was fitted with, if so.
+
+    Returns:
+        The fitted model; its numbers are those that were saved, bit for bit.
+
+    Raises:
+        InputError: if the folder is not a run, has parts missing or damaged, is of
+            another version, or needs a likelihood that is not given.
+    """
+    import orbax.checkpoint
+
+    path = Path(path).absolute()
+    missing = [part for part in PARTS if not (path / part).exists()]
+    if missing:
+        raise InputError(
+            f"found no {', '.join(missing)} in {path}, expected a run folder with "
+            f"{', '.join(PARTS)}, check the path or fit again"
+        )
+    config = _read_json(path / "config.json")
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise InputError(
+            f"found a run folder of format {found} at {path}, expected format "
+            f"{FORMAT}, use the version of scvae_jax that wrote it or fit again"
+        )
+    try:
+        model_config = from_json(ModelConfig, config["model"])
+        train_config = from_json(TrainConfig, config["train"])
+        data_config = from_json(DataConfig, config["data"])
+        name, batches = config["likelihood"], tuple(config["batches"])
+        summary, versions = config["summary"], config["versions"]
+    except KeyError as error:
+        raise InputError(
+            f"found no {error} in {path / 'config.json'}, expected a whole run folder, "
+            "fit again"
+        ) from None
+    if likelihood is None and config["model"]["likelihood"] == name:
+        likelihood = named_likelihood(model_config)
+    elif likelihood is None or likelihood.name != name:
+        given = "none" if likelihood is None else repr(likelihood.name)
+        raise InputError(
+            f"found {given} given for a run of likelihood {name!r}, expected that "
+            "likelihood, pass it: load(path, likelihood=...)"
+        )
+    genes = np.asarray(_read_json(path / "genes.json"), dtype=str)
+    # names such as NA or 007 are names
+    cells = pd.read_csv(path / "cells.csv", dtype=str, keep_default_na=False)
+    model = from_config(
+        model_config, likelihood, n_genes=len(genes), n_batches=len(batches)
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(model.init, jax.random.key(0)),
+    )
+    try:
+        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(path / "params", template)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"found parameters that cannot be read in {path / 'params'} ({reason}), "
+            "expected those of the configuration beside them, fit again"
+        ) from None
+    return Fitted(
+        model=model,
+        params=params,
+        config=model_config,
+        train_config=train_config,
+        data_config=data_config,
+        genes=genes,
+        batches=batches,
+        cells=cells["cell"].to_numpy(dtype=str),
+        split=cells["split"].to_numpy(dtype=str),
+        history=_read_json(path / "history.json"),
+        summary=summary,
+        versions=versions,
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"found a file that is not JSON at {path} ({error}), expected a whole run "
+            "folder, fit again"
+        ) from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers, and the device."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    device = jax.devices()[0]
+    return found | {"device": f"{device.platform}: {device.device_kind}"}

@@ -1,0 +1,317 @@
+"""The command line: parse, call, print. Heavy imports wait for the command."""
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scvae_jax.config import InputError, InputWarning, ModelConfig, TrainConfig, listing
+
+app = typer.Typer(
+    help="Deep generative models of raw single-cell counts.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path, typer.Argument(help="An .h5ad file with raw counts.")]
+Run = Annotated[Path, typer.Argument(help="A run folder, made by `train`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+MissingGenes = Annotated[
+    str,
+    typer.Option(help="For genes of the model that DATA lacks: error or zeros."),
+]
+MODEL, TRAIN = ModelConfig(), TrainConfig()
+
+
+def main() -> None:
+    """Run the command line; wrong use and bad input end with one line and exit 2."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", InputWarning)
+    warnings.showwarning = _show_warning
+    try:
+        code = app(standalone_mode=False)
+    except (InputError, ImportError) as error:
+        code = _fail(str(error), 2)
+    except FloatingPointError as error:
+        code = _fail(str(error), 1)
+    except OSError as error:
+        code = _fail(
+            f"found that {error.filename or 'a file'} cannot be written or read "
+            f"({error.strerror or error}), expected a place that can, choose another",
+            2,
+        )
+    except typer.Abort:
+        code = _fail("found an interruption, expected none, start again", 130)
+    except Exception as error:
+        # what typer raises for wrong use, whichever copy of click it brings
+        if not hasattr(error, "format_message"):
+            raise
+        code = _fail(
+            f"found wrong use ({' '.join(error.format_message().split())}), expected "
+            "the options of the command, see --help",
+            2,
+        )
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message, *_args, **_kwargs) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    likelihood: Annotated[str, typer.Option(help="Its name.")] = MODEL.likelihood,
+    likelihood_option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, such as dispersion=gene_batch or k_max=5."),
+    ] = None,
+    latent_size: Annotated[int, typer.Option(help="Dimensions.")] = MODEL.n_latent,
+    hidden_sizes: Annotated[
+        str, typer.Option(help="Widths of the hidden layers.")
+    ] = ",".join(map(str, MODEL.hidden_sizes)),
+    epochs: Annotated[
+        int | None, typer.Option(help="At the most; default: about 6,000 steps.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Cells a step.")] = TRAIN.batch_size,
+    learning_rate: Annotated[
+        float, typer.Option(help="At its peak.")
+    ] = TRAIN.learning_rate,
+    samples: Annotated[
+        int, typer.Option(help="Importance samples in training.")
+    ] = TRAIN.n_samples,
+    layer: Annotated[str | None, typer.Option(help="Layer; default: X.")] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column.")] = None,
+    size_factor_key: Annotated[
+        str | None, typer.Option(help="obs column with the depth of a cell.")
+    ] = None,
+    genes: Annotated[
+        str | None, typer.Option(help="Boolean var column of the genes to use.")
+    ] = None,
+    split_key: Annotated[
+        str | None, typer.Option(help="obs column: train, validation, test.")
+    ] = None,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of cells set aside, without a split key.")
+    ] = TRAIN.test_fraction,
+    fractional: Annotated[
+        str, typer.Option(help="Fractional counts: error, round or allow.")
+    ] = "error",
+    seed: Seed = TRAIN.seed,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a model to the counts of DATA and write a run folder."""
+    config = ModelConfig(
+        likelihood=likelihood,
+        likelihood_options=_likelihood_options(likelihood_option or []),
+        n_latent=latent_size,
+        hidden_sizes=_sizes(hidden_sizes),
+    )
+    train_config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        n_samples=samples,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+    from scvae_jax import checkpoints, counts, training
+
+    checkpoints.check_free(out, overwrite)
+    fitted = training.fit(
+        counts.read_h5ad(data),
+        config,
+        train_config,
+        layer=layer,
+        batch_key=batch_key,
+        size_factor_key=size_factor_key,
+        genes=genes,
+        split_key=split_key,
+        fractional=fractional,
+    )
+    fitted.save(out, overwrite=overwrite)
+    _print(fitted.summary | {"run": str(out)}, as_json)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Data,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, validation, test or all; default: test cells, "
+            "else new ones, else validation cells."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Importance samples.")] = 100,
+    score_key: Annotated[
+        str | None,
+        typer.Option(help="obs column with labels to score clusters by; only scores."),
+    ] = None,
+    missing_genes: MissingGenes = "error",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Print bounds on the log-likelihood of held-out cells, in nats per cell."""
+    from scvae_jax import checkpoints, counts, evaluation
+
+    fitted = checkpoints.load(run)
+    figures = evaluation.evaluate(
+        counts.read_h5ad(data),
+        fitted,
+        split=split,
+        n_samples=samples,
+        score_key=score_key,
+        missing_genes=missing_genes,
+        seed=seed,
+    )
+    _print(figures, as_json)
+
+
+@app.command()
+def apply(
+    run: Run,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The .h5ad file to write.")],
+    missing_genes: MissingGenes = "error",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write DATA with latent coordinates and the bound of each cell to a new file."""
+    from scvae_jax import analysis, checkpoints, counts
+
+    _check_free_file(out, overwrite)
+    fitted = checkpoints.load(run)
+    adata = counts.read_h5ad(data)
+    analysis.apply(adata, fitted, missing_genes=missing_genes, seed=seed)
+    _write_h5ad(adata, out)
+    figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
+    _print(figures | {"out": str(out)}, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path(
+        "scvae_demo"
+    ),
+    epochs: Annotated[int | None, typer.Option(help="At the most.")] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fit 700 real blood cells that need no download, and draw their latent space."""
+    train_config = TrainConfig(epochs=epochs, seed=seed)
+    run, file, picture = out / "run", out / "annotated.h5ad", out / "latent.png"
+    from scvae_jax import analysis, checkpoints, datasets, evaluation, plots, training
+
+    checkpoints.check_free(run, overwrite)
+    for path in (file, picture):
+        _check_free_file(path, overwrite)
+    adata = datasets.pbmc68k_reduced()
+    fitted = training.fit(adata, MODEL, train_config)
+    fitted.save(run, overwrite=overwrite)
+    figures = evaluation.evaluate(adata, fitted, seed=seed)
+    analysis.apply(adata, fitted, seed=seed)
+    # held-out cells alone are too few to cluster: all cells, and it is said so
+    latent, labels = adata.obsm["X_scvae"], adata.obs["bulk_labels"]
+    scores = evaluation.kmeans_scores(
+        latent, labels.astype(str).to_numpy(), "bulk_labels", seed
+    )
+    clusters = evaluation.kmeans(latent, scores["n_labels"], seed)
+    adata.obs["kmeans"] = clusters.astype(str)
+    adata.obs["kmeans"] = adata.obs["kmeans"].astype("category")
+    method = plots.latent_space(
+        adata, picture, basis="X_scvae", colors=("bulk_labels", "kmeans"), seed=seed
+    )
+    _write_h5ad(adata, file)
+    figures |= {
+        "kmeans_ari": scores["ari"],
+        "kmeans_nmi": scores["nmi"],
+        "kmeans_cells": scores["n_scored"],
+        "seconds": fitted.summary["total_seconds"],
+        "epochs": fitted.summary["epochs"],
+        "run": str(run),
+        "annotated": str(file),
+        "picture": f"{picture} ({method})",
+    }
+    _print(figures, as_json)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(
+            f"found hidden sizes {text!r}, expected whole numbers between commas, "
+            "write them like 128,128"
+        ) from None
+
+
+def _likelihood_options(pairs: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(
+                f"found likelihood option {pair!r}, expected NAME=VALUE, "
+                "write it like dispersion=gene_cell"
+            )
+        options[name] = int(value) if value.lstrip("-").isdigit() else value
+    return options
+
+
+def _check_free_file(path: Path, overwrite: bool) -> None:
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise InputError(
+            f"found {path} there already, expected a new file, choose another name "
+            "or replace it (--overwrite)"
+        )
+
+
+def _write_h5ad(adata: Any, path: Path) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(suffix=".h5ad", dir=path.parent)
+    os.close(handle)
+    try:
+        adata.write_h5ad(part)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(part, 0o666 & ~mask)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _print(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in figures.items():
+        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), text)
+    Console(soft_wrap=True).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Settings as frozen dataclasses, to JSON and back. No jax."""
+
+import dataclasses
+import math
+from typing import Any
+
+
+class InputError(ValueError):
+    """Input that cannot be used. The message reads "found X, expected Y, do Z"."""
+
+
+class InputWarning(UserWarning):
+    """Input that can be used, but that its owner should know about."""
+
+
+def listing(names: Any, at_most: int = 8) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    names = [str(name) for name in names]
+    shown = ", ".join(names[:at_most]) or "none"
+    more = len(names) - at_most
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _check(condition: bool, found: str, expected: str, do: str) -> None:
+    if not condition:
+        raise InputError(f"found {found}, expected {expected}, {do}")
+
+
+def _check_count(name: str, value: Any, at_least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _check(
+        whole and value >= at_least,
+        f"{name}={value!r}",
+        f"a whole number, at least {at_least}",
+        f"change {name}",
+    )
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    _check(
+        number and low <= value < high,
+        f"{name}={value!r}",
+        f"a number of at least {low} and below {high}",
+        f"change {name}",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What is fitted.
+
+    Attributes:
+        model: "vae".
+        likelihood: a name in `scvae_jax.likelihoods.FACTORIES`.
+        likelihood_options: arguments of its factory (dispersion, mean, k_max).
+        n_latent: dimensions of the latent space.
+        hidden_sizes: widths of the hidden layers, encoder order; the decoder mirrors.
+        layer_norm: LayerNorm after each hidden layer, or none.
+        dropout_input: share of the non-zero inputs hidden from the encoder in training.
+        dropout_hidden: dropout on the encoder's hidden layers.
+        dropout_decoder: dropout on the decoder's hidden layers.
+
+    Raises:
+        InputError: for a value out of range.
+    """
+
+    model: str = "vae"
+    likelihood: str = "negative_binomial"
+    likelihood_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    n_latent: int = 10
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    layer_norm: bool = True
+    dropout_input: float = 0.3
+    dropout_hidden: float = 0.2
+    dropout_decoder: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        _check(self.model == "vae", f"model={self.model!r}", "vae", "change model")
+        _check_count("n_latent", self.n_latent, 1)
+        for size in self.hidden_sizes:
+            _check_count("hidden_sizes", size, 1)
+        for name in ("dropout_input", "dropout_hidden", "dropout_decoder"):
+            _check_range(name, getattr(self, name), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How it is fitted.
+
+    Attributes:
+        epochs: passes over the training cells; None: as many as make about 6,000 steps,
+            between 20 and 400.
+        batch_size: cells a step; clipped to the number of training cells.
+        learning_rate: the peak, from which it falls along a cosine to 1 % of itself.
+        weight_decay: of AdamW, on weight matrices alone.
+        n_samples: importance samples S; 1 trains by the ELBO with its analytic KL, more
+            by the importance-weighted bound.
+        kl_warmup: share of the steps over which the KL weight rises from 0 to 1.
+        free_nats: KL in nats per cell that costs nothing; with n_samples=1 alone.
+        patience: epochs without a better validation bound before training stops.
+        validation_fraction: share of cells held out where no split is given.
+        test_fraction: share of cells set aside untouched where no split is given.
+        seed: of everything random: split, initial weights, noise and order.
+
+    Raises:
+        InputError: for a value out of range.
+    """
+
+    epochs: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    n_samples: int = 1
+    kl_warmup: float = 0.1
+    free_nats: float = 0.0
+    patience: int = 40
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            _check_count("epochs", self.epochs, 1)
+        _check_count("batch_size", self.batch_size, 1)
+        _check_count("n_samples", self.n_samples, 1)
+        _check_count("patience", self.patience, 1)
+        _check_count("seed", self.seed, 0)
+        _check_range("learning_rate", self.learning_rate, 0.0, 10.0)
+        _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
+        _check_range("free_nats", self.free_nats, 0.0, 1e6)
+        _check_range("validation_fraction", self.validation_fraction, 0.0, 1.0)
+        _check_range("test_fraction", self.test_fraction, 0.0, 1.0)
+        _check(
+            self.validation_fraction > 0
+            and self.validation_fraction + self.test_fraction < 1,
+            f"validation_fraction={self.validation_fraction} and "
+            f"test_fraction={self.test_fraction}",
+            "a validation part, and training cells left",
+            "change the fractions",
+        )
+        _check(
+            self.n_samples == 1 or self.free_nats == 0,
+            f"free_nats={self.free_nats} with n_samples={self.n_samples}",
+            "free nats with one sample alone",
+            "set one of them back",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where in an AnnData object the data is; recorded in a run, reused on new data.
+
+    Attributes:
+        layer: name of a layer; None for X.
+        batch_key: obs column with the batch of a cell, given to the decoder.
+        size_factor_key: obs column with the depth of a cell, from before any selection
+            of genes; None: the total over the genes in use, at least 1.
+        genes: boolean var column of the genes to use; None for all.
+        split_key: obs column with train, validation and test.
+        fractional: what to do with fractional counts: "error", "round" or "allow".
+
+    Raises:
+        InputError: for an unknown `fractional`.
+    """
+
+    layer: str | None = None
+    batch_key: str | None = None
+    size_factor_key: str | None = None
+    genes: str | None = None
+    split_key: str | None = None
+    fractional: str = "error"
+
+    def __post_init__(self) -> None:
+        _check(
+            self.fractional in ("error", "round", "allow"),
+            f"fractional={self.fractional!r}",
+            "error, round or allow",
+            "choose one of these",
+        )
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A settings dataclass as a dict of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(kind: type, values: dict[str, Any]) -> Any:
+    """A settings dataclass from the dict that `to_json` made.
+
+    Args:
+        kind: the dataclass.
+        values: its fields.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        InputError: for fields that it does not have, or misses.
+    """
+    fields = {field.name for field in dataclasses.fields(kind)}
+    _check(
+        isinstance(values, dict) and set(values) == fields,
+        f"settings {listing(sorted(values))}",
+        f"those of {kind.__name__}: {listing(sorted(fields), 20)}",
+        "use the version that wrote them, or fit again",
+    )
+    return kind(**values)

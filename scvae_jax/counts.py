@@ -1,0 +1,417 @@
+"""AnnData and .h5ad files to validated sparse counts and covariates. No jax."""
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse
+
+from scvae_jax.config import DataConfig, InputError, InputWarning, listing
+
+SPLITS = ("train", "validation", "test")
+
+
+class CountData(NamedTuple):
+    """Validated cells.
+
+    Attributes:
+        x: [n, G] float32, compressed by rows, canonical, without stored zeros.
+        genes: [G] names.
+        cells: [n] names.
+        depth: [n] expected total of a cell, counts.
+        batch: [n] codes into `batches`; all 0 without a batch key.
+        batches: the known batches, in the order of their codes.
+        split: [n] values of SPLITS or "" for neither; None without a split key.
+    """
+
+    x: scipy.sparse.csr_matrix
+    genes: np.ndarray
+    cells: np.ndarray
+    depth: np.ndarray
+    batch: np.ndarray
+    batches: tuple[str, ...]
+    split: np.ndarray | None
+
+
+def read_h5ad(path: str | Path) -> anndata.AnnData:
+    """Read an .h5ad file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The AnnData object, in memory.
+
+    Raises:
+        InputError: if it is absent, not HDF5, cut short, or not AnnData.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no file"
+        raise InputError(
+            f"found {kind} at {path}, expected an .h5ad file, check the path"
+        )
+    with path.open("rb") as file:
+        signature = file.read(8)
+    if signature != b"\x89HDF\r\n\x1a\n":
+        raise InputError(
+            f"found a file that is not HDF5 at {path}, expected an .h5ad file, "
+            "convert it with anndata"
+        )
+    try:
+        with warnings.catch_warnings():
+            # what old files look like is no concern of the reader
+            warnings.simplefilter("ignore")
+            adata = anndata.read_h5ad(path)
+    except OSError as error:
+        raise InputError(
+            f"found a damaged or truncated HDF5 file at {path} ({_one_line(error)}), "
+            "expected a whole .h5ad file, copy or download it again"
+        ) from None
+    except Exception as error:
+        raise InputError(
+            f"found an HDF5 file that anndata cannot read at {path} "
+            f"({_one_line(error)}), expected an .h5ad file, write it with "
+            "AnnData.write_h5ad"
+        ) from None
+    if adata.X is None and not adata.layers:
+        raise InputError(
+            f"found neither X nor layers in {path}, expected counts of cells by genes, "
+            "write it with AnnData.write_h5ad"
+        )
+    return adata
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:120] or type(error).__name__
+
+
+def prepare(
+    adata: anndata.AnnData,
+    config: DataConfig,
+    *,
+    support: str = "counts",
+    genes: np.ndarray | None = None,
+    batches: tuple[str, ...] | None = None,
+    missing_genes: str = "error",
+) -> CountData:
+    """Validate the cells of an AnnData object and take out what a model needs.
+
+    Args:
+        adata: the cells; it is left as it is.
+        config: where the data is.
+        support: of the likelihood: "counts", "integers", "binary" or "real".
+        genes: names of the genes of a fitted model, to be matched in any order; None:
+            those of `adata`, or of its mask `config.genes`.
+        batches: the batches that a fitted model knows; None: those of `adata`.
+        missing_genes: for genes of a fitted model that `adata` lacks, "error" or
+            "zeros".
+
+    Returns:
+        The cells.
+
+    Raises:
+        InputError: for anything that cannot be used; see the README's table.
+    """
+    n_obs, n_vars = adata.shape
+    if n_obs == 0 or n_vars == 0:
+        raise InputError(
+            f"found {n_obs} cells and {n_vars} genes, expected at least one of each, "
+            "check how the data was filtered"
+        )
+    names = np.asarray(adata.var_names, dtype=str)
+    repeated = pd.Index(names)[pd.Index(names).duplicated()].unique()
+    if len(repeated):
+        raise InputError(
+            f"found {len(repeated)} gene names more than once ({listing(repeated)}), "
+            "expected unique names, call adata.var_names_make_unique()"
+        )
+    columns = _gene_columns(adata, names, config, genes, missing_genes)
+    x = _matrix(adata, config.layer)
+    # depth and validation concern the genes in use alone
+    present = columns >= 0
+    x = x[:, columns[present]]
+    x = _validated(x, adata, config, support)
+    genes = names[columns] if genes is None else np.asarray(genes, dtype=str)
+    if not present.all():
+        x = _spread(x, np.flatnonzero(present), len(genes))
+    empty = int((np.diff(x.indptr) == 0).sum())
+    if empty and support in ("counts", "integers"):
+        warnings.warn(
+            f"{empty} of {n_obs} cells have no counts in the genes in use; "
+            "their depth is taken as 1",
+            InputWarning,
+            stacklevel=2,
+        )
+    batch, batches = _batches(adata, config.batch_key, batches)
+    return CountData(
+        x=x,
+        genes=genes,
+        cells=np.asarray(adata.obs_names, dtype=str),
+        depth=_depth(adata, config.size_factor_key, x),
+        batch=batch,
+        batches=batches,
+        split=_split(adata, config.split_key),
+    )
+
+
+def obs_column(adata: anndata.AnnData, key: str, purpose: str) -> pd.Series:
+    """A column of obs, or an error that lists those that exist.
+
+    Args:
+        adata: the cells.
+        key: its name.
+        purpose: what it is for, for the message.
+
+    Returns:
+        The column.
+
+    Raises:
+        InputError: if there is none of this name.
+    """
+    if key not in adata.obs:
+        raise InputError(
+            f"found no obs column {key!r} for the {purpose}, expected one of: "
+            f"{listing(adata.obs.columns, 30)}, give one of these"
+        )
+    return adata.obs[key]
+
+
+def _gene_columns(
+    adata: anndata.AnnData,
+    names: np.ndarray,
+    config: DataConfig,
+    genes: np.ndarray | None,
+    missing_genes: str,
+) -> np.ndarray:
+    """Column of `adata` for each gene of the model, -1 where it has none."""
+    if missing_genes not in ("error", "zeros"):
+        raise InputError(
+            f"found missing_genes={missing_genes!r}, expected 'error' or 'zeros', "
+            "choose one of these"
+        )
+    if genes is not None:
+        columns = pd.Index(names).get_indexer(pd.Index(genes))
+        missing = np.asarray(genes)[columns < 0]
+        if len(missing) == len(genes):
+            raise InputError(
+                f"found none of the model's {len(genes)} genes (it has "
+                f"{listing(genes, 3)}; the data has {listing(names, 3)}), expected the "
+                "same gene names, check whether symbols or identifiers are used"
+            )
+        if len(missing) and missing_genes == "error":
+            raise InputError(
+                f"found {len(missing)} of the model's {len(genes)} genes missing from "
+                f"the data ({listing(missing)}), expected all of them, add them or "
+                "fill them with zeros (missing_genes='zeros', --missing-genes zeros)"
+            )
+        return columns
+    if config.genes is None:
+        return np.arange(len(names))
+    if config.genes not in adata.var:
+        raise InputError(
+            f"found no var column {config.genes!r} for the genes, expected one of: "
+            f"{listing(adata.var.columns, 30)}, give one of these"
+        )
+    mask = adata.var[config.genes]
+    if not (pd.api.types.is_bool_dtype(mask.dtype) and not mask.isna().any()):
+        raise InputError(
+            f"found var column {config.genes!r} of type {mask.dtype}, expected "
+            "true or false for every gene, convert it to bool"
+        )
+    columns = np.flatnonzero(mask.to_numpy(dtype=bool))
+    if len(columns) == 0:
+        raise InputError(
+            f"found no gene marked in var column {config.genes!r}, expected at least "
+            "one, select genes first"
+        )
+    return columns
+
+
+def _matrix(adata: anndata.AnnData, layer: str | None) -> scipy.sparse.csr_matrix:
+    """X or a layer as a new CSR matrix of floats."""
+    if layer is None:
+        x = adata.X
+        if x is None:
+            raise InputError(
+                "found no X, expected counts there, "
+                f"give one of the layers: {listing(adata.layers, 30)}"
+            )
+    elif layer in adata.layers:
+        x = adata.layers[layer]
+    else:
+        raise InputError(
+            f"found no layer {layer!r}, expected one of: "
+            f"{listing(adata.layers, 30)}, give one of these, or none for X"
+        )
+    if hasattr(x, "to_memory"):
+        x = x.to_memory()
+    if not scipy.sparse.issparse(x):
+        x = np.asarray(x)
+    if x.dtype.kind not in "biuf":
+        raise InputError(f"found data of type {x.dtype}, expected numbers, convert it")
+    # float64 for the checks: an int64 count may not fit in float32
+    return scipy.sparse.csr_matrix(x, dtype=np.float64, copy=True)
+
+
+def _validated(
+    x: scipy.sparse.csr_matrix, adata: anndata.AnnData, config: DataConfig, support: str
+) -> scipy.sparse.csr_matrix:
+    """The matrix in canonical float32 form, if its values suit the likelihood."""
+    where = "X" if config.layer is None else f"layer {config.layer!r}"
+    x.sum_duplicates()
+    bad = int((~np.isfinite(x.data)).sum())
+    if bad:
+        raise InputError(
+            f"found {bad} values in {where} that are NaN or infinite, expected finite "
+            "numbers, remove or replace them"
+        )
+    x.eliminate_zeros()
+    if support == "real":
+        return x.astype(np.float32)
+    negative = int((x.data < 0).sum())
+    if negative:
+        raise InputError(
+            f"found {negative} negative values in {where}, expected counts, pass raw "
+            f"counts: scaled or corrected data will not do{_likely_layer(adata, where)}"
+        )
+    if support == "binary":
+        other = int((x.data != 1).sum())
+        if other:
+            raise InputError(
+                f"found {other} values in {where} other than 0 and 1, expected binary "
+                "data for a Bernoulli likelihood, binarise it or choose a likelihood "
+                "of counts"
+            )
+    share = float((x.data != np.floor(x.data)).mean()) if x.nnz else 0.0
+    if share > 0:
+        if config.fractional == "error":
+            raise InputError(
+                f"found fractional values in {where} ({share:.1%} of the non-zero "
+                "entries), expected counts, pass raw counts: normalised data was "
+                f"probably given{_likely_layer(adata, where)}; or accept them with "
+                "fractional='round' or 'allow' (--fractional round|allow)"
+            )
+        if config.fractional == "round":
+            x.data = np.round(x.data)
+            x.eliminate_zeros()
+        elif support == "integers":
+            raise InputError(
+                f"found fractional values in {where} ({share:.1%} of the non-zero "
+                "entries), expected integers for a categorised likelihood, round "
+                "them (fractional='round', --fractional round)"
+            )
+    return x.astype(np.float32)
+
+
+def _likely_layer(adata: anndata.AnnData, where: str) -> str:
+    """A hint at where the counts are, if some other matrix looks like counts."""
+    candidates = {f"layer {name!r}": adata.layers[name] for name in adata.layers}
+    candidates["X"] = adata.X
+    for name, x in candidates.items():
+        if name == where or x is None:
+            continue
+        part = x[: min(200, adata.n_obs)]
+        data = part.data if scipy.sparse.issparse(part) else np.asarray(part).ravel()
+        if data.dtype.kind in "iuf" and (data >= 0).all() and (data % 1 == 0).all():
+            return f" ({name} looks like counts)"
+    return ""
+
+
+def _spread(
+    x: scipy.sparse.csr_matrix, columns: np.ndarray, n_genes: int
+) -> scipy.sparse.csr_matrix:
+    """Put the columns of x at `columns` of a wider matrix of zeros."""
+    return scipy.sparse.csr_matrix(
+        (x.data, columns[x.indices], x.indptr), shape=(x.shape[0], n_genes)
+    )
+
+
+def _depth(
+    adata: anndata.AnnData, key: str | None, x: scipy.sparse.csr_matrix
+) -> np.ndarray:
+    """[n] a given size factor, or max(total, 1)."""
+    if key is None:
+        total = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
+        return np.maximum(total, 1.0).astype(np.float32)
+    column = obs_column(adata, key, "size factor")
+    depth = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    bad = int((~(np.isfinite(depth) & (depth > 0))).sum())
+    if bad:
+        raise InputError(
+            f"found {bad} cells without a positive number in obs column {key!r}, "
+            "expected the depth of every cell, compute it or leave the key out"
+        )
+    return depth.astype(np.float32)
+
+
+def _batches(
+    adata: anndata.AnnData, key: str | None, known: tuple[str, ...] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    if key is None:
+        return np.zeros(adata.n_obs, np.int32), ()
+    column = obs_column(adata, key, "batch")
+    missing = int(column.isna().sum())
+    if missing:
+        raise InputError(
+            f"found {missing} cells without a value in obs column {key!r}, expected "
+            "the batch of every cell, fill it or leave these cells out"
+        )
+    values = column.astype(str).to_numpy()
+    if known is None:
+        known = tuple(sorted(set(values)))
+    codes = pd.Index(known).get_indexer(pd.Index(values))
+    unknown = sorted(set(values[codes < 0]))
+    if unknown:
+        raise InputError(
+            f"found batches that the model has not seen ({listing(unknown)}), expected "
+            f"some of: {listing(known, 30)}, leave these cells out or fit again"
+        )
+    return codes.astype(np.int32), known
+
+
+def _split(adata: anndata.AnnData, key: str | None) -> np.ndarray | None:
+    if key is None:
+        return None
+    column = obs_column(adata, key, "split")
+    missing = int(column.isna().sum())
+    if missing:
+        raise InputError(
+            f"found {missing} cells without a value in obs column {key!r}, expected "
+            f"{', '.join(SPLITS)}, fill it or leave these cells out"
+        )
+    values = column.astype(str).to_numpy()
+    other = sorted(set(values) - set(SPLITS))
+    if other:
+        raise InputError(
+            f"found {listing(other)} in obs column {key!r}, expected "
+            f"{', '.join(SPLITS)}, rename them"
+        )
+    return values
+
+
+def random_split(
+    n_obs: int, validation_fraction: float, test_fraction: float, seed: int
+) -> np.ndarray:
+    """Draw which cells are held out.
+
+    Args:
+        n_obs: n.
+        validation_fraction: share of cells for validation, at least one cell.
+        test_fraction: share of cells for test.
+        seed: of the draw.
+
+    Returns:
+        [n] values of SPLITS.
+    """
+    n_validation = max(1, round(n_obs * validation_fraction))
+    n_test = round(n_obs * test_fraction)
+    order = np.random.default_rng(seed).permutation(n_obs)
+    split = np.full(n_obs, "train", dtype="<U10")
+    split[order[:n_validation]] = "validation"
+    split[order[n_validation : n_validation + n_test]] = "test"
+    return split

@@ -1,0 +1,326 @@
+"""Held-out bounds of a fitted model, and scores of clusters against labels."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import anndata
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scvae_jax import batches
+from scvae_jax.batches import CellData
+from scvae_jax.checkpoints import Fitted
+from scvae_jax.config import InputError, listing
+from scvae_jax.counts import SPLITS, CountData, obs_column, prepare
+from scvae_jax.models import Model
+from scvae_jax.training import cells_to_device
+
+Array = jax.Array
+
+
+class CellBounds(NamedTuple):
+    """Figures of each cell, in nats apart from `latent`.
+
+    Attributes:
+        latent: [n, L] the mean of q(z|x).
+        elbo: [n] evidence lower bound, E_q[log p(x|z)] averaged over the samples.
+        importance_weighted_bound: [n] of the same samples.
+        log_likelihood: [n] E_q[log p(x|z)].
+        kl_z: [n] KL(q(z|x) || p(z)), in closed form.
+    """
+
+    latent: np.ndarray
+    elbo: np.ndarray
+    importance_weighted_bound: np.ndarray
+    log_likelihood: np.ndarray
+    kl_z: np.ndarray
+
+
+def cell_bounds(
+    model: Model,
+    params: Any,
+    cells: CellData,
+    *,
+    n_samples: int,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> CellBounds:
+    """Bounds of every cell; no dropout, KL weight 1.
+
+    Samples are drawn one after the other and summed up as they come, so memory does not
+    grow with their number.
+
+    Args:
+        model: pure functions.
+        params: its parameters.
+        cells: on the device.
+        n_samples: S.
+        batch_size: cells at a time.
+        seed: of the samples.
+
+    Returns:
+        The figures.
+    """
+    positions, n_slots = batches.in_order(cells, batch_size)
+    run = partial(_cell_bounds, model, n_samples, n_slots)
+    rows = jax.jit(run)(params, cells, positions, jax.random.key(seed))
+    n_obs = cells.start.shape[0]
+    return CellBounds(*(np.asarray(r).reshape(-1, *r.shape[2:])[:n_obs] for r in rows))
+
+
+def _cell_bounds(
+    model: Model,
+    n_samples: int,
+    n_slots: int,
+    params: Any,
+    cells: CellData,
+    positions: tuple[Array, Array],
+    key: Array,
+) -> CellBounds:
+    n_genes = model.modalities[0].n_features
+
+    def of_batch(number: Array, position: tuple[Array, Array]):
+        batch = batches.cut(cells, *position, n_genes, n_slots)
+        posterior = model.encode(params, batch)
+        key_batch = jax.random.fold_in(key, number)
+
+        def sample(carry, s):
+            log_total, mean_log_px, _ = carry
+            terms = model.draw(
+                params, jax.random.fold_in(key_batch, s), posterior, batch
+            )
+            log_weight = terms.log_px + terms.log_pz - terms.log_qz
+            # a running mean keeps its digits where a sum over many samples would not
+            mean_log_px += (terms.log_px - mean_log_px) / (s + 1)
+            return (jnp.logaddexp(log_total, log_weight), mean_log_px, terms.kl_z), None
+
+        n_cells = position[0].shape
+        start = (jnp.full(n_cells, -jnp.inf), jnp.zeros(n_cells), jnp.zeros(n_cells))
+        (log_total, log_px, kl_z), _ = jax.lax.scan(
+            sample, start, jnp.arange(n_samples)
+        )
+        bound = log_total - jnp.log(n_samples)
+        figures = CellBounds(posterior.mean(), log_px - kl_z, bound, log_px, kl_z)
+        return number + 1, figures
+
+    return jax.lax.scan(of_batch, 0, positions)[1]
+
+
+def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
+    """Which part of the split each cell belongs to.
+
+    Args:
+        adata: the cells.
+        fitted: the model; its split column decides, where it was fitted with one and
+            `adata` has it, and otherwise the names of the cells it was fitted with.
+
+    Returns:
+        [n] train, validation, test, or new for cells that it has not seen.
+
+    Raises:
+        InputError: if names of cells repeat, and so cannot tell.
+    """
+    key = fitted.data_config.split_key
+    if key is not None and key in adata.obs:
+        return adata.obs[key].astype(str).to_numpy()
+    names = np.asarray(adata.obs_names, dtype=str)
+    if np.array_equal(names, fitted.cells):
+        return fitted.split
+    known = dict(zip(fitted.cells.tolist(), fitted.split.tolist(), strict=True))
+    if len(known) < len(fitted.cells) or len(set(names.tolist())) < len(names):
+        raise InputError(
+            "found names of cells that repeat, expected unique ones to tell training "
+            "cells from new ones, call adata.obs_names_make_unique() before fitting"
+        )
+    return np.array([known.get(name, "new") for name in names.tolist()], dtype=str)
+
+
+def prepare_as(
+    adata: anndata.AnnData, fitted: Fitted, missing_genes: str = "error"
+) -> CountData:
+    """Take from `adata` what a fitted model needs, as it was taken for fitting.
+
+    Args:
+        adata: the cells.
+        fitted: the model.
+        missing_genes: for genes that `adata` lacks, "error" or "zeros".
+
+    Returns:
+        The cells, genes in the model's order.
+
+    Raises:
+        InputError: for anything that cannot be used.
+    """
+    config = fitted.data_config
+    if config.split_key not in adata.obs:
+        config = config.__class__(**{**vars(config), "split_key": None})
+    return prepare(
+        adata,
+        config,
+        support=fitted.likelihood.support,
+        genes=fitted.genes,
+        batches=fitted.batches if fitted.batches else None,
+        missing_genes=missing_genes,
+    )
+
+
+def evaluate(
+    adata: anndata.AnnData,
+    fitted: Fitted,
+    *,
+    split: str | None = None,
+    n_samples: int = 100,
+    score_key: str | None = None,
+    batch_size: int = 128,
+    missing_genes: str = "error",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Bounds on log p(x) of held-out cells, exact means over cells.
+
+    Args:
+        adata: the cells.
+        fitted: the model.
+        split: "train", "validation", "test" or "all"; None: cells that were never
+            trained on: test cells, else new ones, else validation cells.
+        n_samples: importance samples S.
+        score_key: obs column with labels, to score clusters of the latents; only
+            scores.
+        batch_size: cells at a time.
+        missing_genes: for genes that `adata` lacks, "error" or "zeros".
+        seed: of the samples and of k-means.
+
+    Returns:
+        n_cells, split, elbo, importance_weighted_bound, n_samples, log_likelihood and
+        kl_z, in nats per cell. With a score key: ari and nmi of k-means on the latents
+        with as many clusters as labels (so `oracle_k` is true), n_labels, and n_scored
+        of the cells, those with a label.
+
+    Raises:
+        InputError: for data that cannot be used, or a part of the split without cells.
+    """
+    if n_samples < 1:
+        raise InputError(
+            f"found n_samples={n_samples}, expected at least 1, draw more samples"
+        )
+    labels = None if score_key is None else obs_column(adata, score_key, "scores")
+    data = prepare_as(adata, fitted, missing_genes)
+    chosen, where = _part(split_of(adata, fitted), split)
+    figures = cell_bounds(
+        fitted.model,
+        fitted.params,
+        cells_to_device(data, where),
+        n_samples=n_samples,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    means = {
+        name: float(getattr(figures, name).mean(dtype=np.float64))
+        for name in ("elbo", "importance_weighted_bound", "log_likelihood", "kl_z")
+    }
+    result = {
+        "n_cells": int(where.sum()),
+        "split": chosen,
+        "elbo": means["elbo"],
+        "importance_weighted_bound": means["importance_weighted_bound"],
+        "n_samples": n_samples,
+        "log_likelihood": means["log_likelihood"],
+        "kl_z": means["kl_z"],
+    }
+    if labels is not None:
+        labels = labels[where]
+        known = labels.notna().to_numpy()
+        names = labels[known].astype(str).to_numpy()
+        result |= kmeans_scores(figures.latent[known], names, score_key, seed)
+    return result
+
+
+def _part(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:
+    """The part of the split to look at, and its cells."""
+    if wanted == "all":
+        return "all", np.ones(len(split), bool)
+    if wanted is None:
+        for wanted in ("test", "new", "validation"):
+            if (split == wanted).any():
+                return wanted, split == wanted
+        wanted = "held-out"
+    elif wanted not in SPLITS:
+        raise InputError(
+            f"found split={wanted!r}, expected {', '.join(SPLITS)} or all, "
+            "choose one of these"
+        )
+    where = split == wanted
+    if not where.any():
+        parts = [f"{(split == part).sum()} {part}" for part in np.unique(split)]
+        raise InputError(
+            f"found no {wanted} cells (there are {', '.join(parts)}), expected some, "
+            "choose another part or all"
+        )
+    return wanted, where
+
+
+def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
+    """k-means with 10 starts.
+
+    Args:
+        latent: [n, L].
+        n_clusters: their number.
+        seed: of the starts.
+
+    Returns:
+        [n] integer clusters, 0 the largest.
+
+    Raises:
+        ImportError: without scikit-learn.
+        InputError: for more clusters than cells.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise ImportError(
+            "found no scikit-learn, expected it for k-means and scores, "
+            "pip install 'scvae_jax[analysis]'"
+        ) from None
+    if n_clusters > len(latent):
+        raise InputError(
+            f"found {n_clusters} clusters for {len(latent)} cells, expected fewer "
+            "clusters than cells, ask for fewer"
+        )
+    codes = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
+    rank = np.argsort(np.argsort(-np.bincount(codes, minlength=n_clusters)))
+    return rank[codes]
+
+
+def kmeans_scores(
+    latent: np.ndarray, labels: np.ndarray, key: str, seed: int = 0
+) -> dict[str, Any]:
+    """Agreement of k-means on latents with labels, at as many clusters as labels.
+
+    Args:
+        latent: [n, L].
+        labels: [n] strings.
+        key: their name, for messages.
+        seed: of k-means.
+
+    Returns:
+        ari, nmi, oracle_k, n_labels, n_scored.
+
+    Raises:
+        InputError: with fewer than two labels, for which nothing is defined.
+    """
+    kinds = np.unique(labels)
+    if len(kinds) < 2:
+        raise InputError(
+            f"found {len(kinds)} label in {key!r} among the cells ({listing(kinds)}), "
+            "expected two or more, as agreement is undefined, choose another column"
+        )
+    codes = kmeans(latent, len(kinds), seed)
+    from sklearn import metrics
+
+    return {
+        "ari": float(metrics.adjusted_rand_score(labels, codes)),
+        "nmi": float(metrics.normalized_mutual_info_score(labels, codes)),
+        "oracle_k": True,
+        "n_labels": len(kinds),
+        "n_scored": len(labels),
+    }

@@ -1,0 +1,119 @@
+"""Pictures of results. Needs matplotlib, and scanpy for UMAP."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import anndata
+import numpy as np
+
+
+def latent_space(
+    adata: anndata.AnnData,
+    path: str | Path,
+    *,
+    basis: str = "X_scvae",
+    colors: Sequence[str] = (),
+    method: str = "umap",
+    seed: int = 0,
+) -> str:
+    """Draw the latent space in two dimensions, once for each column of obs.
+
+    Args:
+        adata: the cells.
+        path: of the PNG file to write.
+        basis: obsm field with the latent coordinates.
+        colors: obs columns to colour by: categories or numbers.
+        method: "umap" or "pca".
+        seed: of the layout.
+
+    Returns:
+        The method.
+
+    Raises:
+        ImportError: without matplotlib, or without scanpy for UMAP.
+        ValueError: for another method, or a field that is not there.
+    """
+    if method not in ("umap", "pca"):
+        raise ValueError(
+            f"found method={method!r}, expected 'umap' or 'pca', choose one of these"
+        )
+    absent = [key for key in colors if key not in adata.obs]
+    if basis not in adata.obsm or absent:
+        raise ValueError(
+            f"found no {', '.join([basis] * (basis not in adata.obsm) + absent)}, "
+            "expected fields of obsm and obs, call sv.apply first"
+        )
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            "found no matplotlib, expected it for pictures, "
+            "pip install 'scvae_jax[analysis]'"
+        ) from None
+    latent = np.asarray(adata.obsm[basis])
+    points = _umap(latent, seed) if method == "umap" else _pca(latent)
+
+    n_panels = max(1, len(colors))
+    figure = Figure(figsize=(6.4 * n_panels, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    size = float(np.clip(12_000 / len(points), 1, 14))
+    for i in range(n_panels):
+        axes = figure.add_subplot(1, n_panels, i + 1)
+        key = colors[i] if colors else None
+        _panel(figure, axes, points, None if key is None else adata.obs[key], size)
+        name = "UMAP" if method == "umap" else "PC"
+        axes.set(xlabel=f"{name} 1", ylabel=f"{name} 2", title=key or basis)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(path), dpi=130)
+    return method
+
+
+def _panel(figure, axes, points: np.ndarray, values, size: float) -> None:
+    from matplotlib import colormaps
+
+    if values is None:
+        axes.scatter(*points.T, s=size, linewidths=0)
+        return
+    if values.dtype.kind in "iuf":
+        drawn = axes.scatter(*points.T, c=values, s=size, linewidths=0)
+        figure.colorbar(drawn, ax=axes, shrink=0.7)
+        return
+    categories = values.astype("category").cat.categories
+    palette = colormaps["tab10" if len(categories) <= 10 else "tab20"]
+    for code, category in enumerate(categories):
+        mine = (values == category).to_numpy()
+        colour = palette(code % palette.N)
+        axes.scatter(
+            *points[mine].T, s=size, linewidths=0, color=colour, label=str(category)
+        )
+    axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize=8,
+        markerscale=max(1.0, 18 / size) ** 0.5 * 1.5,
+    )
+
+
+def _umap(latent: np.ndarray, seed: int) -> np.ndarray:
+    try:
+        import scanpy
+    except ImportError:
+        raise ImportError(
+            "found no scanpy, expected it for UMAP, "
+            "pip install 'scvae_jax[analysis]' or choose method='pca'"
+        ) from None
+    cells = anndata.AnnData(obsm={"X_latent": latent})
+    scanpy.pp.neighbors(cells, use_rep="X_latent", random_state=seed)
+    scanpy.tl.umap(cells, random_state=seed)
+    return np.asarray(cells.obsm["X_umap"])
+
+
+def _pca(latent: np.ndarray) -> np.ndarray:
+    """The first two principal components."""
+    centred = latent - latent.mean(axis=0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    points = left[:, :2] * scale[:2]
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))

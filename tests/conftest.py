@@ -1,0 +1,51 @@
+"""What all tests share: strict JAX, small data, and where the real data is."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# a [G] array that meets a [B, G] one by accident is an error
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    np.set_printoptions(linewidth=88)
+
+
+def pytest_collection_modifyitems(config, items):
+    chosen = config.getoption("-m")
+    for item in items:
+        if item.get_closest_marker("shared") and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason="needs ../shared/data"))
+        if item.get_closest_marker("slow") and "slow" not in chosen:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with -m slow"))
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Simulated counts: 120 cells, 40 genes, 3 types, 2 batches."""
+    from scvae_jax import datasets
+
+    adata = datasets.simulate(
+        120, 40, n_types=3, n_batches=2, depth=300.0, type_scale=2.0, seed=1
+    )
+    del adata.layers["true_mean"]
+    return adata
+
+
+@pytest.fixture(scope="session")
+def fitted(small):
+    """A model fitted to `small` for two epochs, with its batches."""
+    import scvae_jax as sv
+
+    return sv.fit(
+        small,
+        sv.ModelConfig(n_latent=3, hidden_sizes=(16,)),
+        sv.TrainConfig(epochs=2, batch_size=32),
+        batch_key="batch",
+        progress=False,
+    )
