@@ -28,7 +28,7 @@ THETAS = [1e-4, 1e-2, 0.1, 0.7, 1, 2.5, 10, 300, 1e4, 1e5, 1e6, 1e8]
 LOGITS = [-80, -20, -3, 0, 3, 20, 80]
 
 
-# --- references at 50 digits: value and gradient for one entry -------------------------
+# --- references at 50 digits: value and gradient for one entry ------------------------
 
 
 def _mp(*values: float) -> list[mpmath.mpf]:
@@ -77,7 +77,7 @@ def zero_inflated_reference(base: Callable) -> Callable:
     return reference
 
 
-# --- the forms that others use ---------------------------------------------------------
+# --- the forms that others use --------------------------------------------------------
 
 
 def poisson_textbook(x, p):

@@ -146,7 +146,7 @@ def check_free(path: str | Path, overwrite: bool) -> None:
 
 
 def _replace(path: Path, part: Path) -> None:
-    """Move a finished folder to its place; the old one goes when the new one is there."""
+    """Move a finished folder to its place, and only then remove the old one."""
     # mkdtemp makes folders that only their owner can read: give the usual rights back
     mask = os.umask(0)
     os.umask(mask)

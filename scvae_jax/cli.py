@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scvae_jax.config import InputError, InputWarning, ModelConfig, TrainConfig, listing
+from scvae_jax.config import InputError, InputWarning, ModelConfig, TrainConfig
 
 app = typer.Typer(
     help="Deep generative models of raw single-cell counts.",

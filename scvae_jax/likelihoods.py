@@ -162,7 +162,7 @@ def _stirling_and_slope(a: Array) -> tuple[Array, Array]:
 
 
 def _log_ratio(log_m: Array, x: Array) -> Array:
-    """log m - log x for x > 0, to the last bit where the two are close."""
+    """Logarithm of m / x for x > 0, to the last bit where the two are close."""
     # x = f 2^e with f near 1: (log m - e c1) is exact, as c1 has 9 bits (Cody & Waite).
     f, e = jnp.frexp(x)
     low = f < math.sqrt(0.5)
@@ -206,8 +206,8 @@ def _log_total_ratio(x: Array, mean: Array, theta: Array) -> Array:
 @jax.custom_jvp
 def _nb_log_prob(x: Array, log_mean: Array, log_theta: Array) -> Array:
     # With d1 = log((x+theta)/(theta+mu)) and d2 = d1 + log(mu/x):
-    # log p = stirling(x+theta) - stirling(theta) - stirling(x)
-    #         - theta phi(d1) - x phi(d2) - 1/2 log(1 + x/theta) - 1/2 log(2 pi x), x > 0
+    # log p = stirling(x+theta) - stirling(theta) - stirling(x) - theta phi(d1)
+    #         - x phi(d2) - 1/2 log(1 + x/theta) - 1/2 log(2 pi x)   for x > 0
     positive = x > 0
     y = jnp.where(positive, x, 1.0)
     theta = jnp.exp(log_theta)
@@ -439,8 +439,8 @@ def zero_inflated(base: Likelihood) -> Likelihood:
 def categorised(base: Likelihood, k_max: int) -> Likelihood:
     """Piecewise categorical of [2]: counts below k_max have probabilities of their own.
 
-    P(x = k) = pi_k for k < k_max, and P(x) = pi_kmax base(x - k_max) from there on. With
-    a library mean, it is the mean of `base` that sums to the depth, not E[x].
+    P(x = k) = pi_k for k < k_max, and P(x) = pi_kmax base(x - k_max) from there on.
+    With a library mean, it is the mean of `base` that sums to the depth, not E[x].
 
     Args:
         base: a count family.
@@ -585,7 +585,7 @@ def total_log_prob(
         likelihood: the family.
         x: [B, G] data.
         params: arrays that broadcast against [B, G], trailing axes apart.
-        nonzero: (cell [N], gene [N]) of every non-zero entry of x, each once; an address
+        nonzero: (cell [N], gene [N]) of every non-zero entry of x, each once; a cell
             out of range is padding. Without it, or where the family has no closed form
             at zero, the sum is dense.
 
