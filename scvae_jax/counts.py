@@ -115,7 +115,7 @@ def prepare(
         The cells.
 
     Raises:
-        InputError: for anything that cannot be used; see the README's table.
+        InputError: for anything that cannot be used.
     """
     n_obs, n_vars = adata.shape
     if n_obs == 0 or n_vars == 0:

@@ -13,6 +13,7 @@ from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.config import InputError, listing
 from scvae_jax.counts import SPLITS, CountData, obs_column, prepare
+from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.training import cells_to_device
 
@@ -85,11 +86,10 @@ def _cell_bounds(
         posterior = model.encode(params, batch)
         key_batch = jax.random.fold_in(key, number)
 
-        def sample(carry, s):
+        def one(carry, s):
             log_total, mean_log_px, _ = carry
-            terms = model.draw(
-                params, jax.random.fold_in(key_batch, s), posterior, batch
-            )
+            z = sample(posterior, jax.random.fold_in(key_batch, s), 1)[0]
+            terms = model.weigh(params, z, posterior, batch)
             log_weight = terms.log_px + terms.log_pz - terms.log_qz
             # a running mean keeps its digits where a sum over many samples would not
             mean_log_px += (terms.log_px - mean_log_px) / (s + 1)
@@ -97,9 +97,7 @@ def _cell_bounds(
 
         n_cells = position[0].shape
         start = (jnp.full(n_cells, -jnp.inf), jnp.zeros(n_cells), jnp.zeros(n_cells))
-        (log_total, log_px, kl_z), _ = jax.lax.scan(
-            sample, start, jnp.arange(n_samples)
-        )
+        (log_total, log_px, kl_z), _ = jax.lax.scan(one, start, jnp.arange(n_samples))
         bound = log_total - jnp.log(n_samples)
         figures = CellBounds(posterior.mean(), log_px - kl_z, bound, log_px, kl_z)
         return number + 1, figures

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from scvae_jax.batches import Batch, Counts
 from scvae_jax.config import InputError, ModelConfig
-from scvae_jax.latents import diagonal_normal, standard_normal
+from scvae_jax.latents import diagonal_normal, sample, standard_normal
 from scvae_jax.likelihoods import Covariates, Likelihood, from_name, total_log_prob
-from scvae_jax.networks import Decoder, Encoder
+from scvae_jax.networks import Decoder, Encoder, drop, init_params, keep_masks
 from scvae_jax.objectives import Terms
 
 Array = jax.Array
@@ -39,10 +39,10 @@ class Model(NamedTuple):
             distribution of batch shape [B].
         decode: (params, z [B, L], batch, dropout key or None) -> the params of each
             modality's likelihood, a tuple.
-        draw: (params, key, posterior, batch, dropout key or None) -> Terms of one
-            sample of z, without the axis S.
-        terms: (params, key, batch, n_samples, train) -> Terms: encodes once, then maps
-            `draw` over S samples; one dropout mask per cell for all of them.
+        weigh: (params, z [B, L], posterior, batch, dropout key or None) -> Terms of
+            this sample, without the axis S.
+        terms: (params, key, batch, n_samples, train) -> Terms: encodes once, draws S
+            samples and maps `weigh` over them; one dropout mask per cell for all.
     """
 
     modalities: tuple[Modality, ...]
@@ -50,7 +50,7 @@ class Model(NamedTuple):
     init: Callable[[Array], Tree]
     encode: Callable[..., Any]
     decode: Callable[..., tuple[dict[str, Array], ...]]
-    draw: Callable[..., Terms]
+    weigh: Callable[..., Terms]
     terms: Callable[..., Terms]
 
 
@@ -100,22 +100,33 @@ def vae(
     n_covariates = sum(n_categories) + n_continuous
     sizes = {"batch": n_categories[0] if n_categories else 1}
 
+    n_features = sum(m.n_features for m in modalities)
+
     def init(key: Array) -> Tree:
-        key_encoder, key_decoder = jax.random.split(key)
-        x = jnp.zeros((1, sum(m.n_features for m in modalities)))
-        z, covariates = jnp.zeros((1, n_latent)), jnp.zeros((1, n_covariates))
-        return {
-            "encoder": encoder.init(key_encoder, x)["params"],
-            "decoder": decoder.init(key_decoder, z, covariates)["params"],
-            "free": {m.name: _initial_free(m, sizes) for m in modalities},
+        modules = {
+            "encoder": (encoder, ((1, n_features),)),
+            "decoder": (decoder, ((1, n_latent), (1, n_covariates))),
         }
+        free = {m.name: _initial_free(m, sizes) for m in modalities}
+        return init_params(key, modules) | {"free": free}
 
     def encode(params: Tree, batch: Batch, key: Array | None = None):
-        keys = [None, None] if key is None else jax.random.split(key)
-        h = encoder_input(modalities, batch, dropout_input, keys[0])
-        rngs = None if key is None else {"dropout": keys[1]}
+        inputs = [
+            _encoder_entries(m, c)
+            for m, c in zip(modalities, batch.counts, strict=True)
+        ]
+        n_cells = batch.weight.shape[0]
+        shapes = [entries.shape for entries in inputs]
+        shapes += [(n_cells, size) for size in encoder.hidden_sizes]
+        rates = [dropout_input] * len(inputs)
+        rates += [dropout_hidden] * len(encoder.hidden_sizes)
+        keep = keep_masks(key, shapes, rates)
+        inputs = [drop(h, k, dropout_input) for h, k in zip(inputs, keep, strict=False)]
+        h = jnp.concatenate(
+            [_lay_out(h, c) for h, c in zip(inputs, batch.counts, strict=True)], axis=-1
+        )
         variables = {"params": params["encoder"]}
-        mean, log_scale = encoder.apply(variables, h, key is not None, rngs=rngs)
+        mean, log_scale = encoder.apply(variables, h, keep[len(inputs) :])
         return diagonal_normal(mean, log_scale)
 
     def decode(params: Tree, z: Array, batch: Batch, key: Array | None = None):
@@ -124,9 +135,10 @@ def vae(
             for i, n in enumerate(n_categories)
         ]
         covariates = jnp.concatenate([*columns, batch.continuous], axis=-1)
-        rngs = None if key is None else {"dropout": key}
+        shapes = [(z.shape[0], size) for size in decoder.hidden_sizes]
+        keep = keep_masks(key, shapes, [dropout_decoder] * len(shapes))
         variables = {"params": params["decoder"]}
-        heads = decoder.apply(variables, z, covariates, key is not None, rngs=rngs)
+        heads = decoder.apply(variables, z, covariates, keep)
         code = batch.categorical[:, 0] if n_categories else None
         return tuple(
             m.likelihood.link(h, params["free"][m.name], Covariates(c.depth, code))
@@ -135,9 +147,8 @@ def vae(
 
     prior = standard_normal(n_latent)
 
-    def draw(params: Tree, key: Array, posterior, batch: Batch, dropout_key=None):
-        z = posterior.sample(seed=key)
-        likelihood_params = decode(params, z, batch, dropout_key)
+    def weigh(params: Tree, z: Array, posterior, batch: Batch, key=None) -> Terms:
+        likelihood_params = decode(params, z, batch, key)
         return Terms(
             z=z,
             log_px=sum(
@@ -158,10 +169,10 @@ def vae(
         if not train:
             key_encoder = key_decoder = None
         posterior = encode(params, batch, key_encoder)
-        keys = jax.random.split(key_z, n_samples)
-        return jax.vmap(lambda k: draw(params, k, posterior, batch, key_decoder))(keys)
+        z = sample(posterior, key_z, n_samples)
+        return jax.vmap(lambda z: weigh(params, z, posterior, batch, key_decoder))(z)
 
-    return Model(modalities, n_latent, init, encode, decode, draw, terms)
+    return Model(modalities, n_latent, init, encode, decode, weigh, terms)
 
 
 def _initial_free(modality: Modality, sizes: dict[str, int]) -> dict[str, Array]:
@@ -177,45 +188,24 @@ def _log_px(modality: Modality, counts: Counts, params: dict[str, Array]) -> Arr
     return log_px if counts.observed is None else counts.observed * log_px
 
 
-def encoder_input(
-    modalities: Sequence[Modality], batch: Batch, dropout: float, key: Array | None
-) -> Array:
-    """What the encoder reads: log1p(x) of counts, x of other data, side by side.
+def _encoder_entries(modality: Modality, counts: Counts) -> Array:
+    """What the encoder reads of one modality: log1p(x) of counts, x of other data.
 
-    Dropout touches non-zero entries alone (zeros stay zero whatever the mask), so the
-    mask is drawn for those where their addresses are known.
-
-    Args:
-        modalities: of the model.
-        batch: B cells.
-        dropout: share of entries to hide.
-        key: for dropout; None for none.
-
-    Returns:
-        [B, G], all modalities joined.
+    Where their addresses are known, the non-zero entries [N] alone: zeros stay zero
+    under any mask, so dropout need not draw one for them.
     """
-    parts = []
-    for i, (modality, counts) in enumerate(zip(modalities, batch.counts, strict=True)):
-        of_counts = modality.likelihood.support in ("counts", "integers")
-        transform = jnp.log1p if of_counts else (lambda x: x)
-        if counts.nonzero is None:
-            h = _dropout(transform(counts.x), dropout, key, i)
-        else:
-            cell, gene = counts.nonzero
-            entries = counts.x.at[cell, gene].get(mode="fill", fill_value=0.0)
-            h = _dropout(transform(entries), dropout, key, i)
-            h = jnp.zeros_like(counts.x).at[cell, gene].set(h, mode="drop")
-        if counts.observed is not None:
-            h = h * counts.observed[:, None]
-        parts.append(h)
-    return jnp.concatenate(parts, axis=-1)
+    x = counts.x
+    if counts.nonzero is not None:
+        x = x.at[counts.nonzero].get(mode="fill", fill_value=0.0)
+    return jnp.log1p(x) if modality.likelihood.support in ("counts", "integers") else x
 
 
-def _dropout(h: Array, rate: float, key: Array | None, i: int) -> Array:
-    if key is None or rate == 0:
-        return h
-    keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - rate, h.shape)
-    return jnp.where(keep, h / (1.0 - rate), 0.0)
+def _lay_out(entries: Array, counts: Counts) -> Array:
+    """The entries as an array [B, G], zero where the modality was not observed."""
+    if counts.nonzero is not None:
+        entries = jnp.zeros_like(counts.x).at[counts.nonzero].set(entries, mode="drop")
+    observed = counts.observed
+    return entries if observed is None else entries * observed[:, None]
 
 
 def named_likelihood(config: ModelConfig) -> Likelihood:

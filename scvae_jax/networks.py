@@ -1,6 +1,13 @@
-"""Encoder and decoder (Flax linen). The only import of flax."""
+"""Encoder and decoder (Flax linen). The only import of flax.
 
+Random numbers are drawn in one call for all weights, and in one for all masks of a
+network: XLA compiles a generator for each call, which would be most of the wait before
+training starts.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +16,43 @@ import jax.numpy as jnp
 from scvae_jax.likelihoods import Head
 
 Array = jax.Array
+Masks = Sequence[Array | None]
+
+# standard deviation of a standard normal cut off at two of its own
+TRUNCATED_SCALE = 0.87962566103423978
+
+
+def drop(h: Array, keep: Array | None, rate: float) -> Array:
+    """Dropout: zero where `keep` is false, scaled so that the mean stays."""
+    return h if keep is None else jnp.where(keep, h / (1.0 - rate), 0.0)
+
+
+def keep_masks(
+    key: Array | None, shapes: Sequence[tuple[int, ...]], rates: Sequence[float]
+) -> Masks:
+    """Dropout masks, all from one draw.
+
+    Args:
+        key: None for no dropout.
+        shapes: of the masks.
+        rates: the share of entries that each hides.
+
+    Returns:
+        For each a boolean array, true with probability 1 - rate, or None where nothing
+        is to be hidden.
+    """
+    sizes = [
+        0 if rate == 0 else math.prod(shape)
+        for shape, rate in zip(shapes, rates, strict=True)
+    ]
+    if key is None or sum(sizes) == 0:
+        return [None] * len(sizes)
+    uniform = jax.random.uniform(key, (sum(sizes),))
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [
+        (uniform[start : start + size] >= rate).reshape(shape) if size else None
+        for start, size, shape, rate in zip(starts, sizes, shapes, rates, strict=True)
+    ]
 
 
 class Hidden(nn.Module):
@@ -19,14 +63,13 @@ class Hidden(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, h: Array, train: bool) -> Array:
-        """[B, n] -> [B, sizes[-1]]."""
-        for size in self.sizes:
+    def __call__(self, h: Array, keep: Masks | None = None) -> Array:
+        """[B, n] -> [B, sizes[-1]]; `keep` has a mask [B, size] for each layer."""
+        for i, size in enumerate(self.sizes):
             h = nn.Dense(size)(h)
             if self.layer_norm:
                 h = nn.LayerNorm()(h)
-            h = nn.relu(h)
-            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+            h = drop(nn.relu(h), keep[i] if keep else None, self.dropout)
         return h
 
 
@@ -39,9 +82,9 @@ class Encoder(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
+    def __call__(self, x: Array, keep: Masks | None = None) -> tuple[Array, Array]:
         """[B, G] -> [B, L], [B, L]."""
-        h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(x, train)
+        h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(x, keep)
         return nn.Dense(self.n_latent)(h), nn.Dense(self.n_latent)(h)
 
 
@@ -59,12 +102,48 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Array, covariates: Array, train: bool = False
+        self, z: Array, covariates: Array, keep: Masks | None = None
     ) -> tuple[dict[str, Array], ...]:
         """[B, L], [B, n] -> a dict of arrays [B, G, *shape] for each modality."""
         h = jnp.concatenate([z, covariates], axis=-1)
-        h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(h, train)
+        h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(h, keep)
         return tuple(
             {head.name: nn.DenseGeneral((n_features, *head.shape))(h) for head in heads}
             for n_features, heads in self.heads
         )
+
+
+def init_params(key: Array, modules: dict[str, tuple[nn.Module, tuple]]) -> Any:
+    """Initial weights: kernels N(0, 1/inputs) cut at two sigma, all from one draw.
+
+    Args:
+        key: of the draw.
+        modules: for each name a module and the shapes of its inputs.
+
+    Returns:
+        For each name the params of its module.
+
+    References:
+        LeCun et al., Efficient BackProp, 1998; the default of flax.
+    """
+    params = {
+        name: jax.eval_shape(module.init, key, *map(jnp.zeros, shapes))["params"]
+        for name, (module, shapes) in modules.items()
+    }
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    kinds = [path[-1].key for path, _ in leaves]
+    sizes = [
+        leaf.size if kind == "kernel" else 0
+        for kind, (_, leaf) in zip(kinds, leaves, strict=True)
+    ]
+    noise = jax.random.truncated_normal(key, -2.0, 2.0, (sum(sizes),))
+    filled = []
+    for i, (kind, (_, leaf)) in enumerate(zip(kinds, leaves, strict=True)):
+        if kind == "kernel":
+            start = sum(sizes[:i])
+            scale = 1.0 / (TRUNCATED_SCALE * math.sqrt(leaf.shape[0]))
+            part = noise[start : start + sizes[i]]
+            filled.append(scale * part.reshape(leaf.shape))
+        else:
+            filled.append(jnp.full(leaf.shape, 1.0 if kind == "scale" else 0.0))
+    return jax.tree.unflatten(tree, filled)

@@ -49,3 +49,9 @@ def fitted(small):
         batch_key="batch",
         progress=False,
     )
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with the real data sets."""
+    return SHARED

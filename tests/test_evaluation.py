@@ -1,0 +1,192 @@
+"""Held-out bounds, parts of the split, scores."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+import scvae_jax as sv
+from scvae_jax import evaluation, latents, objectives, training
+from scvae_jax.config import DataConfig, InputError
+from scvae_jax.counts import prepare
+
+
+@pytest.fixture(scope="module")
+def cells(small):
+    return training.cells_to_device(
+        prepare(small, DataConfig(batch_key="batch")), slice(None)
+    )
+
+
+def test_streamed_bounds_are_those_of_all_samples_at_once(fitted, cells, small):
+    n_samples, batch_size = 6, 120
+    ours = evaluation.cell_bounds(
+        fitted.model,
+        fitted.params,
+        cells,
+        n_samples=n_samples,
+        batch_size=batch_size,
+        seed=5,
+    )
+    (index, weight), n_slots = sv.batches.in_order(cells, batch_size)
+    batch = sv.batches.cut(cells, index[0], weight[0], small.n_vars, n_slots)
+    posterior = jax.jit(fitted.model.encode)(fitted.params, batch)
+
+    @jax.jit
+    def draw(key):
+        z = latents.sample(posterior, key, 1)[0]
+        return fitted.model.weigh(fitted.params, z, posterior, batch)
+
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    keys = [jax.random.fold_in(key, s) for s in range(n_samples)]
+    terms = jax.tree.map(
+        lambda *leaves: np.stack(leaves),
+        *(draw(k) for k in keys),
+    )
+    np.testing.assert_allclose(ours.elbo, objectives.elbo_bound(terms), rtol=1e-5)
+    np.testing.assert_allclose(
+        ours.importance_weighted_bound,
+        objectives.importance_weighted_bound(terms),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(ours.kl_z, terms.kl_z[0], rtol=1e-5)
+    np.testing.assert_allclose(ours.latent, posterior.mean(), rtol=1e-4, atol=1e-6)
+    assert (ours.importance_weighted_bound > ours.elbo - 1).all()
+
+
+def test_a_short_last_batch_weighs_by_its_cells(fitted, small):
+    whole = sv.evaluate(small, fitted, split="all", n_samples=400, batch_size=120)
+    parts = sv.evaluate(small, fitted, split="all", n_samples=400, batch_size=50)
+    # the same cells, other noise: its standard error over 48,000 draws is below 0.02
+    assert whole["n_cells"] == parts["n_cells"] == 120
+    assert abs(whole["elbo"] - parts["elbo"]) < 0.1
+    assert whole["kl_z"] == pytest.approx(parts["kl_z"], rel=1e-5)
+
+
+def test_the_figures_add_up(fitted, small):
+    figures = sv.evaluate(small, fitted, n_samples=20)
+    assert list(figures) == [
+        "n_cells",
+        "split",
+        "elbo",
+        "importance_weighted_bound",
+        "n_samples",
+        "log_likelihood",
+        "kl_z",
+    ]
+    assert figures["split"] == "validation" and figures["n_cells"] == 12
+    total = figures["log_likelihood"] - figures["kl_z"]
+    assert figures["elbo"] == pytest.approx(total, rel=1e-6)
+    assert figures["importance_weighted_bound"] > figures["elbo"]
+
+
+def test_more_samples_raise_the_weighted_bound_alone(fitted, small):
+    few, many = (sv.evaluate(small, fitted, split="all", n_samples=n) for n in (1, 200))
+    assert many["importance_weighted_bound"] > few["importance_weighted_bound"] + 0.2
+    assert abs(many["elbo"] - few["elbo"]) < 0.5
+
+
+def test_memory_does_not_grow_with_samples(fitted, cells, small):
+    positions, n_slots = sv.batches.in_order(cells, 64)
+    sizes = []
+    for n_samples in (2, 2000):
+
+        def run(*args, n_samples=n_samples):
+            return evaluation._cell_bounds(fitted.model, n_samples, n_slots, *args)
+
+        lowered = jax.jit(run).lower(fitted.params, cells, positions, jax.random.key(0))
+        sizes.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 1.1 * sizes[0]
+
+
+def test_no_bound_depends_on_dropout(fitted, small):
+    # the fitted model has dropout; two evaluations with one seed are the same
+    one, two = (sv.evaluate(small, fitted, n_samples=3) for _ in range(2))
+    assert one == two
+    other = sv.evaluate(small, fitted, n_samples=3, seed=1)
+    assert other["elbo"] != one["elbo"] and other["kl_z"] == one["kl_z"]
+
+
+def test_parts_of_the_split(fitted, small):
+    split = evaluation.split_of(small, fitted)
+    assert (split == "train").sum() == 108 and (split == "validation").sum() == 12
+    backwards = small[::-1].copy()
+    np.testing.assert_array_equal(evaluation.split_of(backwards, fitted), split[::-1])
+    held_out = sv.evaluate(small, fitted, split="validation", n_samples=2)
+    alone = small[split == "validation"].copy()
+    again = sv.evaluate(alone, fitted, split="all", n_samples=2)
+    assert held_out["elbo"] == pytest.approx(again["elbo"], rel=1e-6)
+    new = small[:7].copy()
+    new.obs_names = [f"new_{i}" for i in range(7)]
+    figures = sv.evaluate(new, fitted, n_samples=2)
+    assert figures["split"] == "new" and figures["n_cells"] == 7
+
+
+def test_a_split_column_decides(small):
+    adata = small.copy()
+    adata.obs["part"] = ["train"] * 80 + ["validation"] * 15 + ["test"] * 25
+    result = sv.fit(
+        adata,
+        sv.ModelConfig(n_latent=2, hidden_sizes=(8,)),
+        sv.TrainConfig(epochs=1),
+        split_key="part",
+        progress=False,
+    )
+    assert result.summary["n_train"] == 80 and result.summary["n_validation"] == 15
+    figures = sv.evaluate(adata, result, n_samples=1)
+    assert figures["split"] == "test" and figures["n_cells"] == 25
+    # without the column, names tell
+    del adata.obs["part"]
+    assert sv.evaluate(adata, result, n_samples=1) == figures
+
+
+def test_scores(fitted, small):
+    adata = small.copy()
+    adata.obs["type"] = adata.obs["cell_type"].astype(object)
+    adata.obs.loc[adata.obs_names[:10], "type"] = None
+    figures = sv.evaluate(adata, fitted, split="all", n_samples=1, score_key="type")
+    assert figures["oracle_k"] is True
+    assert figures["n_labels"] == 3 and figures["n_scored"] == 110
+    assert -0.5 <= figures["ari"] <= 1 and 0 <= figures["nmi"] <= 1
+
+
+def test_kmeans_finds_what_is_there_and_numbers_by_size():
+    random = np.random.default_rng(0)
+    sizes = (10, 40, 20)
+    latent = np.concatenate(
+        [random.normal(10.0 * i, 0.1, (n, 2)) for i, n in enumerate(sizes)]
+    )
+    labels = np.repeat(["a", "b", "c"], sizes)
+    codes = evaluation.kmeans(latent, 3)
+    assert np.bincount(codes).tolist() == [40, 20, 10]
+    scores = evaluation.kmeans_scores(latent, labels, "labels")
+    assert scores["ari"] == 1 and scores["nmi"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "found no test cells .there are 108 train, 12 validation"),
+        ({"split": "tset"}, "found split='tset', expected train, validation, test or"),
+        ({"n_samples": 0}, "found n_samples=0, expected at least 1"),
+        ({"score_key": "nothing"}, "found no obs column 'nothing' for the scores"),
+        ({"score_key": "one"}, "found 1 label in 'one' among the cells"),
+    ],
+)
+def test_errors(fitted, small, options, message):
+    adata = small.copy()
+    adata.obs["one"] = pd.Categorical(["same"] * 120)
+    with pytest.raises(InputError, match=message):
+        sv.evaluate(adata, fitted, **options)
+
+
+def test_names_that_repeat_cannot_tell_the_split(fitted, small):
+    adata = small[::-1].copy()
+    adata.obs_names = ["cell"] * 120
+    with pytest.raises(InputError, match="found names of cells that repeat"):
+        evaluation.split_of(adata, fitted)
+
+
+def test_more_clusters_than_cells():
+    with pytest.raises(InputError, match="found 5 clusters for 3 cells"):
+        evaluation.kmeans(np.zeros((3, 2)), 5)

@@ -1,0 +1,223 @@
+"""The VAE: shapes, covariates, dropout, modalities, sparse against dense input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scvae_jax import batches, likelihoods, models, training
+from scvae_jax.config import DataConfig, InputError, ModelConfig
+from scvae_jax.counts import prepare
+
+KEY = jax.random.key(0)
+NAMES = sorted(set(likelihoods.FACTORIES) - {"bernoulli", "gaussian"})
+
+
+@pytest.fixture(scope="module")
+def sparse_batch(small):
+    """Eight cells of `small` with slots to spare and two cells of padding."""
+    data = prepare(small, DataConfig(batch_key="batch"))
+    cells = training.cells_to_device(data, slice(None))
+    index, weight = batches.pad_to_batches(np.arange(8, dtype=np.int32), 10)
+    return batches.cut(cells, index[0], weight[0], small.n_vars, 512)
+
+
+def dense(batch):
+    (counts,) = batch.counts
+    return batch._replace(counts=(counts._replace(nonzero=None),))
+
+
+def model_of(name, n_genes=40, **options):
+    config = ModelConfig(
+        likelihood=name,
+        n_latent=3,
+        hidden_sizes=(16, 8),
+        dropout_input=options.pop("dropout_input", 0.0),
+        dropout_hidden=0.0,
+        dropout_decoder=options.pop("dropout_decoder", 0.0),
+        likelihood_options=options,
+    )
+    likelihood = models.named_likelihood(config)
+    return models.from_config(config, likelihood, n_genes=n_genes, n_batches=2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_terms_of_sparse_and_dense_batches_agree(name, sparse_batch):
+    model = model_of(name)
+    params = model.init(KEY)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, batch):
+        return model.terms(params, KEY, batch, 2).log_px.mean()
+
+    ours, slopes = loss(params, sparse_batch)
+    plain, plain_slopes = loss(params, dense(sparse_batch))
+    np.testing.assert_allclose(ours, plain, rtol=1e-5)
+    for one, other in zip(
+        jax.tree.leaves(slopes), jax.tree.leaves(plain_slopes), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_shapes(sparse_batch):
+    model = model_of("negative_binomial")
+    terms = model.terms(model.init(KEY), KEY, sparse_batch, 4)
+    assert terms.z.shape == (4, 10, 3)
+    assert {t.shape for t in terms[1:]} == {(4, 10)}
+    np.testing.assert_array_equal(terms.kl_z[0], terms.kl_z[1])
+    assert np.ptp(np.asarray(terms.log_px), axis=0).min() > 0
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (7,), (9, 8, 7)])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_networks_of_any_depth(hidden_sizes, layer_norm):
+    model = models.vae(
+        [models.Modality("rna", 5, likelihoods.poisson())],
+        n_latent=2,
+        hidden_sizes=hidden_sizes,
+        layer_norm=layer_norm,
+    )
+    params = model.init(KEY)
+    has_norm = "LayerNorm" in str(jax.tree.structure(params))
+    assert has_norm == (layer_norm and bool(hidden_sizes))
+    shapes = [
+        leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params["decoder"])
+        if path[-1].key == "kernel"
+    ]
+    widths = [2, *reversed(hidden_sizes), 5]
+    assert sorted(shapes) == sorted(zip(widths[:-1], widths[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "n_heads"),
+    [
+        ("poisson", {}, 1),
+        ("negative_binomial", {}, 1),
+        ("negative_binomial", {"dispersion": "gene_cell"}, 2),
+        ("zero_inflated_negative_binomial", {}, 2),
+        ("categorised_poisson", {"k_max": 2}, 1 + 3),
+    ],
+)
+def test_no_head_is_computed_that_the_likelihood_does_not_need(name, options, n_heads):
+    model = model_of(name, **options)
+    kernels = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            model.init(KEY)["decoder"]
+        )
+        if path[-1].key == "kernel" and "DenseGeneral" in str(path)
+    ]
+    # the mirrored decoder ends with 16 units
+    assert sum(kernel.size for kernel in kernels) == 16 * 40 * n_heads
+
+
+def test_batches_reach_the_decoder_and_the_dispersion(sparse_batch):
+    model = model_of("negative_binomial", dispersion="gene_batch")
+    params = model.init(KEY)
+    assert params["free"]["rna"]["log_dispersion"].shape == (2, 40)
+    params["free"]["rna"]["log_dispersion"] = jnp.array([[1.0] * 40, [2.0] * 40])
+    z = jnp.zeros((10, 3))
+    (ours,) = model.decode(params, z, sparse_batch)
+    codes = np.asarray(sparse_batch.categorical[:, 0])
+    assert set(codes[:8]) == {0, 1}
+    np.testing.assert_array_equal(ours["log_dispersion"][:, 0], codes + 1.0)
+    swapped = sparse_batch._replace(categorical=1 - sparse_batch.categorical)
+    (theirs,) = model.decode(params, z, swapped)
+    assert not np.allclose(ours["log_mean"], theirs["log_mean"])
+
+
+def test_means_of_cells_sum_to_their_depth(sparse_batch):
+    model = model_of("poisson")
+    (params,) = model.decode(model.init(KEY), jnp.ones((10, 3)), sparse_batch)
+    depth = sparse_batch.counts[0].depth
+    np.testing.assert_allclose(jnp.exp(params["log_mean"]).sum(1), depth, rtol=1e-5)
+
+
+def test_one_dropout_mask_for_all_samples(sparse_batch):
+    model = model_of("poisson", dropout_decoder=0.5)
+    params = model.init(KEY)
+    terms_of = jax.jit(model.terms, static_argnums=(3, 4))
+    # a posterior without spread draws the same z each time, so only masks could differ
+    params["encoder"]["Dense_1"] = jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, 0.0), params["encoder"]["Dense_1"]
+    )
+    params["encoder"]["Dense_1"]["bias"] -= 40.0
+    terms = terms_of(params, KEY, sparse_batch, 3, True)
+    np.testing.assert_array_equal(terms.log_px[0], terms.log_px[1])
+    other = terms_of(params, jax.random.key(1), sparse_batch, 3, True)
+    plain = terms_of(params, KEY, sparse_batch, 3, False)
+    assert not np.allclose(terms.log_px[0], other.log_px[0])
+    assert not np.allclose(terms.log_px[0], plain.log_px[0])
+    # a mask per cell: two copies of one cell differ under dropout, not without
+    twin = jax.tree.map(
+        lambda leaf: jnp.stack([leaf[0]] * 10) if leaf.shape[:1] == (10,) else leaf,
+        dense(sparse_batch),
+    )
+    dropped = terms_of(params, KEY, twin, 1, True).log_px[0]
+    assert len(np.unique(dropped)) > 1
+    assert np.ptp(terms_of(params, KEY, twin, 1, False).log_px[0]) < 1e-3
+
+
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_input_dropout_hides_its_share_and_keeps_the_mean(sparse_batch, form):
+    batch = sparse_batch if form == "sparse" else dense(sparse_batch)
+    # an encoder that passes its input on: the posterior's mean is what it reads
+    model = models.vae(
+        [models.Modality("rna", 40, likelihoods.poisson())],
+        n_latent=40,
+        hidden_sizes=(),
+        n_categories=(2,),
+        dropout_input=0.3,
+    )
+    params = model.init(KEY)
+    params["encoder"]["Dense_0"]["kernel"] = jnp.eye(40)
+    plain = np.asarray(model.encode(params, batch).mean())
+    np.testing.assert_allclose(plain, np.log1p(batch.counts[0].x), rtol=1e-6)
+    keys = jax.random.split(KEY, 400)
+    encode = jax.jit(jax.vmap(lambda key: model.encode(params, batch, key).mean()))
+    dropped = np.asarray(encode(keys))
+    kept = dropped[:, plain > 0]
+    assert abs((kept == 0).mean() - 0.3) < 0.01
+    np.testing.assert_allclose(kept.mean(), plain[plain > 0].mean(), rtol=0.02)
+    assert (dropped[:, plain == 0] == 0).all()
+
+
+def test_two_modalities_one_of_them_unobserved():
+    model = models.vae(
+        [
+            models.Modality("rna", 6, likelihoods.negative_binomial()),
+            models.Modality("accessible", 4, likelihoods.bernoulli()),
+        ],
+        n_latent=2,
+        hidden_sizes=(8,),
+    )
+    params = model.init(KEY)
+    random = np.random.default_rng(0)
+    rna = batches.dense_batch(random.poisson(2.0, (3, 6)))
+    observed = jnp.array([1.0, 0.0, 1.0])
+    accessible = batches.Counts(
+        x=jnp.asarray(random.integers(0, 2, (3, 4)), jnp.float32),
+        nonzero=None,
+        depth=jnp.ones(3),
+        observed=observed,
+    )
+    batch = rna._replace(counts=(*rna.counts, accessible))
+    terms = model.terms(params, KEY, batch, 1)
+    changed = accessible._replace(x=1.0 - accessible.x)
+    other = model.terms(params, KEY, batch._replace(counts=(*rna.counts, changed)), 1)
+    same = np.asarray(terms.log_px[0] == other.log_px[0])
+    np.testing.assert_array_equal(same, observed == 0)
+
+
+def test_a_likelihood_per_batch_needs_batches():
+    config = ModelConfig(likelihood_options={"dispersion": "gene_batch"})
+    likelihood = models.named_likelihood(config)
+    with pytest.raises(InputError, match="parameters per batch and no batches"):
+        models.from_config(config, likelihood, n_genes=4)
+
+
+def test_an_unknown_likelihood_lists_the_known_ones():
+    with pytest.raises(InputError, match="found likelihood 'zinb', expected one of po"):
+        models.named_likelihood(ModelConfig(likelihood="zinb"))

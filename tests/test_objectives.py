@@ -1,0 +1,187 @@
+"""Bounds against a linear-Gaussian model, whose log p(x) is known in closed form."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from scvae_jax import batches, likelihoods, models, objectives
+
+N_GENES, N_LATENT, N_CELLS = 6, 2, 5
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A VAE without hidden layers is x = W z + b + noise, with q(z|x) linear in x."""
+    model = models.vae(
+        [models.Modality("x", N_GENES, likelihoods.gaussian())],
+        n_latent=N_LATENT,
+        hidden_sizes=(),
+    )
+    params = model.init(jax.random.key(0))
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(N_LATENT, N_GENES))
+    offset, log_scale = random.normal(size=N_GENES), -0.3
+
+    def fill(path, leaf):
+        names = [entry.key for entry in path]
+        if names[0] == "decoder" and names[-1] == "kernel":
+            return jnp.asarray(
+                weights if names[1] == "DenseGeneral_0" else 0 * weights, jnp.float32
+            )
+        if names[0] == "decoder":
+            return jnp.asarray(
+                offset if names[1] == "DenseGeneral_0" else np.full(N_GENES, log_scale),
+                jnp.float32,
+            )
+        return leaf
+
+    params = jax.tree_util.tree_map_with_path(fill, params)
+    x = random.normal(size=(N_CELLS, N_GENES)) * 1.5
+    variance = np.exp(2 * log_scale)
+    covariance = weights.T @ weights + variance * np.eye(N_GENES)
+    log_px = multivariate_normal(offset, covariance).logpdf(x)
+    # the exact posterior N(m, V): V = (I + W W' / s^2)^-1, m = V W (x - b) / s^2
+    posterior_covariance = np.linalg.inv(
+        np.eye(N_LATENT) + weights @ weights.T / variance
+    )
+    posterior_mean = (x - offset) @ weights.T @ posterior_covariance / variance
+    return {
+        "model": model,
+        "params": params,
+        "batch": batches.dense_batch(x),
+        "log_px": log_px,
+        "posterior": (posterior_mean, posterior_covariance),
+    }
+
+
+def terms_of(linear, n_samples, n_repeats, seed=0):
+    """Terms [n_repeats, S, B] of independent draws."""
+    keys = jax.random.split(jax.random.key(seed), n_repeats)
+    model = linear["model"]
+
+    @jax.jit
+    @jax.vmap
+    def terms(key):
+        return model.terms(linear["params"], key, linear["batch"], n_samples)
+
+    return terms(keys)
+
+
+def test_elbo_is_log_px_less_the_gap_of_the_posterior(linear):
+    terms = terms_of(linear, 1, 4000)
+    for kl in ("analytic", "sampled"):
+        bound = partial(objectives.elbo_bound, kl=kl)
+        elbo = np.asarray(jax.vmap(bound)(terms))
+        mean, error = elbo.mean(0), elbo.std(0) / np.sqrt(len(elbo))
+        q = linear["model"].encode(linear["params"], linear["batch"])
+        q_mean, q_variance = np.asarray(q.mean()), np.asarray(q.variance())
+        p_mean, p_covariance = linear["posterior"]
+        precision = np.linalg.inv(p_covariance)
+        # KL(q || p) between two normals
+        gap = 0.5 * (
+            np.einsum("bl,ll->b", q_variance, precision * np.eye(N_LATENT))
+            + np.einsum("bi,ij,bj->b", p_mean - q_mean, precision, p_mean - q_mean)
+            - N_LATENT
+            + np.log(np.linalg.det(p_covariance))
+            - np.log(q_variance).sum(1)
+        )
+        assert (np.abs(mean - (linear["log_px"] - gap)) < 5 * error + 1e-4).all()
+
+
+def test_importance_weighted_bound_rises_to_log_px_and_never_passes(linear):
+    n_samples = (1, 4, 16, 64, 1024)
+    means, errors = [], []
+    for s in n_samples:
+        n_repeats = 60_000 // s + 40
+        terms = terms_of(linear, s, n_repeats, seed=s)
+        bound = np.asarray(jax.vmap(objectives.importance_weighted_bound)(terms))
+        means.append(bound.mean(0))
+        errors.append(bound.std(0) / np.sqrt(n_repeats))
+    means, errors = np.array(means), np.array(errors)
+    assert (means < linear["log_px"] + 4 * errors + 1e-3).all()
+    assert (np.diff(means, axis=0) > -4 * (errors[1:] + errors[:-1])).all()
+    # at one sample it is far away, at many close: the test could fail
+    gaps = linear["log_px"] - means
+    assert gaps[0].min() > 0.2
+    assert gaps[-1].max() < 0.25 * gaps[0].max()
+
+
+def test_importance_weighted_bound_against_a_loop(linear):
+    terms = linear["model"].terms(
+        linear["params"], jax.random.key(3), linear["batch"], 7
+    )
+    weights = np.zeros((7, N_CELLS))
+    for s in range(7):
+        for b in range(N_CELLS):
+            weights[s, b] = np.exp(
+                float(terms.log_px[s, b])
+                + float(terms.log_pz[s, b])
+                - float(terms.log_qz[s, b])
+            )
+    bound = objectives.importance_weighted_bound(terms)
+    np.testing.assert_allclose(bound, np.log(weights.mean(0)), rtol=1e-4)
+
+
+def test_one_weighted_sample_is_the_sampled_elbo(linear):
+    terms = linear["model"].terms(
+        linear["params"], jax.random.key(3), linear["batch"], 1
+    )
+    np.testing.assert_allclose(
+        objectives.importance_weighted_bound(terms),
+        objectives.elbo_bound(terms, "sampled"),
+        rtol=1e-5,
+    )
+
+
+def some_terms(n_samples):
+    random = np.random.default_rng(0)
+    log_px, log_pz, log_qz = random.normal(size=(3, n_samples, 4))
+    kl_z = np.broadcast_to(np.array([0.5, 1.0, 2.0, 4.0]), (n_samples, 4))
+    return objectives.Terms(
+        z=np.zeros((n_samples, 4, 2)),
+        log_px=log_px,
+        log_pz=log_pz,
+        log_qz=log_qz,
+        kl_z=kl_z,
+    )
+
+
+def test_kl_weight_and_free_nats():
+    terms = some_terms(1)
+    nll = -terms.log_px[0]
+    loss = objectives.elbo().loss(terms, 0.25)
+    np.testing.assert_allclose(loss, nll + 0.25 * terms.kl_z[0])
+    sampled = objectives.elbo(kl="sampled").loss(terms, 0.25)
+    np.testing.assert_allclose(sampled, nll + 0.25 * (terms.log_qz - terms.log_pz)[0])
+    free = objectives.elbo(free_nats=1.5).loss(terms, 0.25)
+    np.testing.assert_allclose(free, nll + 0.25 * np.array([1.5, 1.5, 2.0, 4.0]))
+    # the bounds themselves know neither
+    np.testing.assert_allclose(objectives.elbo_bound(terms), -nll - terms.kl_z[0])
+
+
+def test_kl_weight_acts_inside_the_weights():
+    terms = some_terms(3)
+    loss = objectives.importance_weighted(3).loss(terms, 0.25)
+    log_weight = terms.log_px + 0.25 * (terms.log_pz - terms.log_qz)
+    np.testing.assert_allclose(loss, -np.log(np.exp(log_weight).mean(0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: objectives.elbo(free_nats=-1.0), "found free_nats=-1.0"),
+        (lambda: objectives.elbo(kl="none"), "expected free_nats of at least 0 and kl"),
+        (lambda: objectives.importance_weighted(0), "found n_samples=0, expected at"),
+        (
+            lambda: objectives.kl_divergence(some_terms(1), "none"),
+            "found kl='none', expected 'analytic' or 'sampled'",
+        ),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

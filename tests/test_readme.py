@@ -1,0 +1,45 @@
+"""The README's examples run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_there_are_examples():
+    assert len(BLOCKS) == 4
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_example_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    if "adata" in names:
+        assert names["fitted"].history
+    if "bound" in names:
+        assert names["bound"].shape == (64,)
+    if "slopes" in names:
+        assert names["nats"].shape == names["slopes"]["zero_logit"].shape
+
+
+def test_own_likelihood_takes_fewer_than_twenty_lines():
+    (code,) = (block for block in BLOCKS if "geometric" in block)
+    assert len([line for line in code.splitlines() if line.strip()]) < 20
+    # nothing but the likelihood differs from an ordinary fit, save and load
+    assert "fitted.save" in code and "sv.load" in code
+
+
+def test_every_likelihood_is_in_the_table():
+    from scvae_jax.likelihoods import FACTORIES
+
+    for name in FACTORIES:
+        assert f"`{name}`" in README
+
+
+def test_the_two_commands_stand_there():
+    assert "\npip install '.[analysis]' && scvae-jax demo\n" in README
+    assert "\npip install '.[test]' && pytest\n" in README

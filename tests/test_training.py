@@ -1,0 +1,302 @@
+"""The train step and the fit loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import scvae_jax as sv
+from scvae_jax import batches, likelihoods, models, objectives, training
+from scvae_jax.config import InputError, TrainConfig
+
+SMALL = sv.ModelConfig(n_latent=3, hidden_sizes=(16,))
+
+
+def fit(adata, config=SMALL, likelihood=None, optimizer=None, kl_weight=None, **train):
+    train = {"epochs": 2, "batch_size": 32} | train
+    return sv.fit(
+        adata,
+        config,
+        sv.TrainConfig(**train),
+        likelihood=likelihood,
+        optimizer=optimizer,
+        kl_weight=kl_weight,
+        progress=False,
+    )
+
+
+def same(one, other):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A model, an optimiser and a batch of six cells."""
+    model = models.vae(
+        [models.Modality("rna", 12, likelihoods.negative_binomial())],
+        n_latent=2,
+        hidden_sizes=(8,),
+        dropout_decoder=0.1,
+    )
+    optimizer = optax.adam(1e-2)
+    x = np.random.default_rng(0).poisson(2.0, (6, 12))
+    state = training.init_train_state(model, optimizer, jax.random.key(0))
+    return model, optimizer, batches.dense_batch(x), state
+
+
+def test_same_seed_same_parameters_bit_for_bit(small):
+    one, two, other = fit(small), fit(small), fit(small, seed=1)
+    assert same(one.params, two.params)
+    figures = [{k: v for k, v in h.items() if k != "seconds"} for h in one.history]
+    again = [{k: v for k, v in h.items() if k != "seconds"} for h in two.history]
+    assert figures == again
+    assert not same(one.params, other.params)
+
+
+def test_a_step_lowers_the_loss_and_is_pure(setting):
+    model, optimizer, batch, state = setting
+    step = training.make_train_step(model, objectives.elbo(), optimizer)
+    before = jax.tree.map(jnp.copy, state.params)
+    step = jax.jit(step)
+    first, metrics = step(state, batch)
+    assert same(before, state.params)
+    assert metrics.finite and int(first.step) == 1
+    for _ in range(60):
+        first, last = step(first, batch)
+    assert last.loss < metrics.loss - 1.0
+
+
+def test_the_key_of_a_step_comes_from_its_number(setting):
+    model, optimizer, batch, state = setting
+    step = jax.jit(training.make_train_step(model, objectives.elbo(), optimizer))
+    later = state._replace(step=jnp.int32(1))
+    assert step(state, batch)[1].loss != step(later, batch)[1].loss
+    assert step(later, batch)[1].loss == step(later, batch)[1].loss
+
+
+def test_padding_changes_nothing(setting):
+    model, optimizer, batch, state = setting
+    plain = models.vae(model.modalities, n_latent=2, hidden_sizes=(8,))
+    step = jax.jit(training.make_train_step(plain, objectives.elbo(), optax.sgd(1e-2)))
+    state = training.init_train_state(plain, optax.sgd(1e-2), jax.random.key(0))
+
+    # noise depends on the shape of a batch, so a posterior without any
+    encoder = state.params["encoder"]
+    encoder["Dense_1"] = jax.tree.map(jnp.zeros_like, encoder["Dense_1"])
+    encoder["Dense_1"]["bias"] -= 40.0
+    short = jax.tree.map(lambda leaf: leaf[:4], batch)
+    weight = jnp.array([1.0, 1, 1, 1, 0, 0])
+    padded, metrics = step(state, batch._replace(weight=weight))
+    alone, alone_metrics = step(state, short)
+    np.testing.assert_allclose(metrics.loss, alone_metrics.loss, rtol=1e-6)
+    for one, two in zip(
+        jax.tree.leaves(padded.params), jax.tree.leaves(alone.params), strict=True
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_non_finite_steps_are_skipped_and_counted(setting):
+    model, optimizer, batch, state = setting
+    step = jax.jit(training.make_train_step(model, objectives.elbo(), optimizer))
+    (counts,) = batch.counts
+    broken = batch._replace(counts=(counts._replace(depth=counts.depth * jnp.nan),))
+    after, metrics = step(state, broken)
+    assert not metrics.finite
+    assert same(after.params, state.params) and same(after.opt_state, state.opt_state)
+    assert (int(after.step), int(after.skipped), int(after.skipped_run)) == (1, 1, 1)
+    after, _ = step(after, broken)
+    after, metrics = step(after, batch)
+    assert metrics.finite
+    assert (int(after.skipped), int(after.skipped_run), int(after.longest_run)) == (
+        2,
+        0,
+        2,
+    )
+
+
+def test_a_run_of_non_finite_steps_ends_with_advice(small):
+    poisson = likelihoods.poisson()
+    broken = poisson._replace(
+        name="broken",
+        log_prob_zero=None,
+        log_prob=lambda x, p: poisson.log_prob(x, p) / jnp.zeros(()),
+    )
+    with pytest.raises(FloatingPointError, match="non-finite.*lower learning_rate"):
+        fit(small, likelihood=broken, epochs=20)
+
+
+def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
+    traces = []
+    make = training.make_train_step
+
+    def counting(*args, **kwargs):
+        step = make(*args, **kwargs)
+
+        def counted(state, batch):
+            traces.append(batch.weight.shape)
+            return step(state, batch)
+
+        return counted
+
+    monkeypatch.setattr(training, "make_train_step", counting)
+    # 108 training cells: three batches of 32 and a short one
+    result = fit(small, epochs=3)
+    assert traces == [(32,)]
+    assert result.summary["steps"] == 3 * 4
+
+
+@pytest.mark.parametrize("n_samples", [1, 3])
+def test_the_step_is_exported_for_every_platform(setting, n_samples):
+    model, optimizer, batch, state = setting
+    objective = objectives.importance_weighted(n_samples)
+    step = training.make_train_step(model, objective, optimizer)
+    exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(
+        state, batch
+    )
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    assert "stablehlo" in exported.mlir_module()
+
+
+def test_early_stopping_stops_and_returns_the_best(small):
+    # a rate so high that the bound soon gets worse
+    result = fit(small, epochs=200, patience=3, learning_rate=0.3, weight_decay=0.0)
+    bounds = [figures["validation_elbo"] for figures in result.history]
+    assert result.summary["stopped_early"] and len(bounds) < 200
+    best = int(np.argmax(bounds))
+    assert len(bounds) == best + 1 + 3
+    assert result.summary["best_epoch"] == best + 1
+    assert result.summary["validation_elbo"] == bounds[best]
+    figures = sv.evaluate(small, result, split="validation", n_samples=300)
+    # another draw of the noise, but the best epoch's parameters, not the last one's
+    assert abs(figures["elbo"] - bounds[best]) < 0.3 * abs(bounds[-1] - bounds[best])
+
+
+def test_the_bound_beats_the_null_model(small):
+    """After training, held-out cells are better explained than by the mean profile."""
+    result = fit(small, epochs=150, patience=150)
+    figures = sv.evaluate(small, result, split="validation", n_samples=50)
+    order = {name: i for i, name in enumerate(small.obs_names)}
+    rows = [order[cell] for cell in result.cells[result.split == "train"]]
+    profile = np.asarray(small.X[rows].sum(0)).ravel()
+    held_out = small.X[
+        [order[cell] for cell in result.cells[result.split == "validation"]]
+    ].toarray()
+    mean = held_out.sum(1, keepdims=True) * profile / profile.sum()
+    null = likelihoods.poisson().log_prob(held_out, {"log_mean": np.log(mean)})
+    assert figures["importance_weighted_bound"] > float(null.sum(1).mean()) + 5
+    assert figures["importance_weighted_bound"] >= figures["elbo"]
+
+
+def test_importance_weighted_training_validates_by_its_bound(small):
+    result = fit(small, n_samples=4)
+    last = result.history[-1]
+    assert last["validation_bound"] > last["validation_elbo"]
+
+
+def test_any_optimizer_and_schedule(small):
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.sgd(optax.exponential_decay(1e-3, 10, 0.9), momentum=0.9),
+    )
+    schedule = optax.linear_schedule(0.2, 1.0, 6)
+    result = fit(small, optimizer=optimizer, kl_weight=schedule)
+    # the weight of an epoch's last step, of four a epoch
+    assert [round(h["kl_weight"], 4) for h in result.history] == [0.6, 1.0]
+
+
+def test_kl_weight_rises_to_one_by_default(small):
+    result = fit(small, epochs=20, kl_warmup=0.5, patience=20)
+    weights = [figures["kl_weight"] for figures in result.history]
+    assert weights[0] < 0.1 and weights[9] < 1.0 and weights[11:] == [1.0] * 9
+    assert (np.diff(weights) >= 0).all()
+
+
+def test_weight_decay_spares_free_parameters(setting):
+    model, _, _, state = setting
+    optimizer = training.default_optimizer(TrainConfig(weight_decay=0.5), 10)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    ones = jax.tree.map(jnp.ones_like, state.params)
+    updates, _ = optimizer.update(zeros, optimizer.init(ones), ones)
+    moved = {
+        jax.tree_util.keystr(path): bool((leaf != 0).any())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    assert {name for name, move in moved.items() if move} == {
+        name for name in moved if name.endswith("['kernel']")
+    }
+    assert not moved["['free']['rna']['log_dispersion']"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "expected"),
+    [(7, 27, 7), (None, 27, 222), (None, 5, 400), (None, 10_000, 20)],
+)
+def test_number_of_epochs(epochs, steps_per_epoch, expected):
+    assert training.n_epochs(TrainConfig(epochs=epochs), steps_per_epoch) == expected
+
+
+def test_every_cell_once_an_epoch_and_slots_for_the_fullest_batch(small):
+    cells = batches.to_device(small.X, np.ones(small.n_obs), np.zeros((small.n_obs, 1)))
+    orders = training.Orders(seed=3, n_train=small.n_obs, batch_size=50)
+    lengths = np.diff(small.X.indptr)
+    for epoch in (1, 2):
+        index, weight = orders(epoch)
+        assert index.shape == weight.shape == (3, 50)
+        assert sorted(index[weight > 0]) == list(range(small.n_obs))
+        fullest = max(
+            lengths[i[w > 0]].sum() for i, w in zip(index, weight, strict=True)
+        )
+        assert orders.fullest(epoch, cells) == fullest
+    assert not np.array_equal(orders(1)[0], orders(2)[0])
+
+
+def test_batch_larger_than_the_data_is_clipped(small):
+    result = fit(small, batch_size=100_000)
+    assert result.summary["steps"] == 2
+
+
+def test_a_split_without_validation_cells(small):
+    adata = small.copy()
+    adata.obs["part"] = "train"
+    with pytest.raises(InputError, match="found 120 training and 0 validation cells"):
+        sv.fit(adata, SMALL, split_key="part", progress=False)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_goes_to_standard_error(small, capsys, progress):
+    sv.fit(small, SMALL, sv.TrainConfig(epochs=1), progress=progress)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert ("validation bound" in captured.err) == progress
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["pbmc4k", "worm_neurons", "kang_batches"])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        "poisson",
+        "negative_binomial",
+        "zero_inflated_poisson",
+        "zero_inflated_negative_binomial",
+        "categorised_negative_binomial",
+    ],
+)
+def test_real_data_trains_without_a_non_finite_step(shared, name, likelihood):
+    import anndata
+
+    adata = anndata.read_h5ad(shared / f"{name}.h5ad")
+    result = sv.fit(
+        adata,
+        sv.ModelConfig(likelihood=likelihood),
+        sv.TrainConfig(epochs=3),
+        split_key="split",
+        batch_key="batch" if name == "kang_batches" else None,
+        progress=False,
+    )
+    assert result.summary["skipped_steps"] == 0
+    bounds = [figures["validation_elbo"] for figures in result.history]
+    assert np.isfinite(bounds).all() and bounds[-1] > bounds[0]
