@@ -1,5 +1,6 @@
 """Held-out bounds of a fitted model, and scores of clusters against labels."""
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -152,7 +153,7 @@ def prepare_as(
     """
     config = fitted.data_config
     if config.split_key not in adata.obs:
-        config = config.__class__(**{**vars(config), "split_key": None})
+        config = dataclasses.replace(config, split_key=None)
     return prepare(
         adata,
         config,
