@@ -6,7 +6,7 @@ import anndata
 import pandas as pd
 
 from scvae_jax.checkpoints import Fitted, versions
-from scvae_jax.config import InputWarning, to_json
+from scvae_jax.config import InputWarning, check_count, to_json
 from scvae_jax.evaluation import cell_bounds, prepare_as, split_of
 from scvae_jax.training import cells_to_device
 
@@ -49,6 +49,8 @@ def apply(
     Raises:
         InputError: for data that cannot be used: genes missing, unknown batches.
     """
+    check_count("seed", seed, 0, 2**32 - 1)
+    check_count("batch_size", batch_size, 1, 2**31 - 1)
     data = prepare_as(adata, fitted, missing_genes)
     split = split_of(adata, fitted)
     surplus = adata.n_vars - int(pd.Index(adata.var_names).isin(fitted.genes).sum())
@@ -67,10 +69,10 @@ def apply(
         seed=seed,
     )
     if copy:
-        adata = adata.copy()
+        adata = _own(adata)
     elif adata.is_view:
         # as scanpy does: a view becomes an object of its own before it is written to
-        adata._init_as_actual(adata.copy())
+        adata._init_as_actual(_own(adata))
     adata.obsm[f"X_{key_added}"] = figures.latent
     adata.obs[f"{key_added}_elbo"] = figures.elbo
     adata.obs[f"{key_added}_split"] = pd.Categorical(split)
@@ -86,3 +88,8 @@ def apply(
         "versions": versions(),
     }
     return adata if copy else None
+
+
+def _own(adata: anndata.AnnData) -> anndata.AnnData:
+    """A copy in memory, whether or not the cells are in a file."""
+    return adata.to_memory() if adata.isbacked else adata.copy()

@@ -8,6 +8,7 @@ params/       orbax
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from scvae_jax.config import (
     ModelConfig,
     TrainConfig,
     from_json,
+    listing,
     to_json,
 )
 from scvae_jax.likelihoods import Likelihood
@@ -88,6 +90,7 @@ class Fitted:
 
         path = Path(path).absolute()
         check_free(path, overwrite)
+        made = [p for p in path.parents if not p.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
@@ -95,8 +98,11 @@ class Fitted:
                 checkpointer.save(part / "params", self.params)
             self._write_text(part)
             _replace(path, part)
-        finally:
+        except BaseException:
             shutil.rmtree(part, ignore_errors=True)
+            for folder in made:
+                folder.rmdir()
+            raise
 
     def _write_text(self, folder: Path) -> None:
         config = {
@@ -109,11 +115,12 @@ class Fitted:
             "summary": self.summary,
             "versions": self.versions,
         }
-        _write_json(folder / "config.json", config, indent=2)
         _write_json(folder / "genes.json", self.genes.tolist(), indent=0)
         _write_json(folder / "history.json", self.history, indent=0)
         cells = pd.DataFrame({"cell": self.cells, "split": self.split})
         cells.to_csv(folder / "cells.csv", index=False)
+        config["sha256"] = _checksums(folder, config)
+        _write_json(folder / "config.json", config, indent=2)
 
 
 def _write_json(path: Path, values: Any, indent: int) -> None:
@@ -130,10 +137,16 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     Raises:
         InputError: if something is there that must not be replaced.
     """
-    path = Path(path)
+    path = Path(path).absolute()
+    above = next(p for p in path.parents if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise InputError(
+            f"found that {above} is not a folder that can be written to, expected one "
+            f"for {path.name}, choose another path"
+        )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not (path / "config.json").is_file():
+    if not _is_run(path):
         raise InputError(
             f"found {path}, which is not a run folder, expected a new path or a run "
             "folder, choose another path"
@@ -145,19 +158,47 @@ def check_free(path: str | Path, overwrite: bool) -> None:
         )
 
 
+def _is_run(path: Path) -> bool:
+    try:
+        return "format" in json.loads((path / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of every file in the folder; of config.json, all but these sums."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {}
+    for path in files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sums[path.relative_to(folder).as_posix()] = digest
+    rest = {name: value for name, value in config.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True).encode()
+    return sums | {"config.json": hashlib.sha256(text).hexdigest()}
+
+
 def _replace(path: Path, part: Path) -> None:
     """Move a finished folder to its place, and only then remove the old one."""
     # mkdtemp makes folders that only their owner can read: give the usual rights back
     mask = os.umask(0)
     os.umask(mask)
     part.chmod(0o777 & ~mask)
-    old = None
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-        os.replace(path, old / "run")
-    os.replace(part, path)
-    if old is not None:
-        shutil.rmtree(old)
+    if not path.exists():
+        os.replace(part, path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    old = aside / "run"
+    try:
+        os.replace(path, old)
+        os.replace(part, path)
+    except BaseException:
+        if old.exists():
+            # not os.replace, which is what has just failed
+            shutil.move(old, path)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
 
 
 def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
@@ -196,7 +237,8 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         data_config = from_json(DataConfig, config["data"])
         name, batches = config["likelihood"], tuple(config["batches"])
         summary, versions = config["summary"], config["versions"]
-    except KeyError as error:
+        saved = config["sha256"]
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"found no {error} in {path / 'config.json'}, expected a whole run folder, "
             "fit again"
@@ -209,7 +251,17 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             f"found {given} given for a run of likelihood {name!r}, expected that "
             "likelihood, pass it: load(path, likelihood=...)"
         )
-    genes = np.asarray(_read_json(path / "genes.json"), dtype=str)
+    genes, history = _read_json(path / "genes.json"), _read_json(path / "history.json")
+    found = _checksums(path, config)
+    damaged = [
+        name for name in sorted({*found, *saved}) if found.get(name) != saved.get(name)
+    ]
+    if damaged:
+        raise InputError(
+            f"found {listing(damaged, 3)} damaged or changed in {path}, expected the "
+            "files as they were saved, fit again"
+        )
+    genes = np.asarray(genes, dtype=str)
     # names such as NA or 007 are names
     cells = pd.read_csv(path / "cells.csv", dtype=str, keep_default_na=False)
     model = from_config(
@@ -239,7 +291,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         batches=batches,
         cells=cells["cell"].to_numpy(dtype=str),
         split=cells["split"].to_numpy(dtype=str),
-        history=_read_json(path / "history.json"),
+        history=history,
         summary=summary,
         versions=versions,
     )

@@ -305,11 +305,13 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None)
     for name, value in figures.items():
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), text)
+        # as Text, so that brackets in a path are not read as markup
+        table.add_row(name.replace("_", " "), Text(text))
     Console(soft_wrap=True).print(table)
 
 

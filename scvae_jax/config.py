@@ -26,12 +26,24 @@ def _check(condition: bool, found: str, expected: str, do: str) -> None:
         raise InputError(f"found {found}, expected {expected}, {do}")
 
 
-def _check_count(name: str, value: Any, at_least: int) -> None:
+def check_count(name: str, value: Any, at_least: int, at_most: int = 2**20) -> None:
+    """Refuse what is not a whole number within bounds.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+        at_least: the least that is allowed.
+        at_most: the most.
+
+    Raises:
+        InputError: if it is anything else.
+    """
     whole = isinstance(value, int) and not isinstance(value, bool)
     _check(
-        whole and value >= at_least,
+        whole and at_least <= value <= at_most,
         f"{name}={value!r}",
-        f"a whole number, at least {at_least}",
+        f"a whole number, at least {at_least}"
+        + (f" and at most {at_most}" if whole and value > at_most else ""),
         f"change {name}",
     )
 
@@ -76,11 +88,23 @@ class ModelConfig:
     dropout_decoder: float = 0.1
 
     def __post_init__(self) -> None:
+        _check(
+            isinstance(self.hidden_sizes, (list, tuple)),
+            f"hidden_sizes={self.hidden_sizes!r}",
+            "a tuple of whole numbers",
+            "change hidden_sizes",
+        )
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        _check(
+            isinstance(self.likelihood_options, dict),
+            f"likelihood_options={self.likelihood_options!r}",
+            "a dict of options",
+            "change likelihood_options",
+        )
         _check(self.model == "vae", f"model={self.model!r}", "vae", "change model")
-        _check_count("n_latent", self.n_latent, 1)
+        check_count("n_latent", self.n_latent, 1, 2**16)
         for size in self.hidden_sizes:
-            _check_count("hidden_sizes", size, 1)
+            check_count("hidden_sizes", size, 1, 2**16)
         for name in ("dropout_input", "dropout_hidden", "dropout_decoder"):
             _check_range(name, getattr(self, name), 0.0, 1.0)
 
@@ -122,11 +146,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.epochs is not None:
-            _check_count("epochs", self.epochs, 1)
-        _check_count("batch_size", self.batch_size, 1)
-        _check_count("n_samples", self.n_samples, 1)
-        _check_count("patience", self.patience, 1)
-        _check_count("seed", self.seed, 0)
+            check_count("epochs", self.epochs, 1)
+        check_count("batch_size", self.batch_size, 1, 2**31 - 1)
+        check_count("n_samples", self.n_samples, 1)
+        check_count("patience", self.patience, 1)
+        check_count("seed", self.seed, 0, 2**32 - 1)
         _check_range("learning_rate", self.learning_rate, 0.0, 10.0)
         _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
         _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
@@ -174,6 +198,20 @@ class DataConfig:
     fractional: str = "error"
 
     def __post_init__(self) -> None:
+        for name in (
+            "layer",
+            "batch_key",
+            "size_factor_key",
+            "genes",
+            "split_key",
+        ):
+            value = getattr(self, name)
+            _check(
+                value is None or isinstance(value, str),
+                f"{name}={value!r}",
+                "one name",
+                f"change {name}",
+            )
         _check(
             self.fractional in ("error", "round", "allow"),
             f"fractional={self.fractional!r}",
@@ -200,10 +238,12 @@ def from_json(kind: type, values: dict[str, Any]) -> Any:
     Raises:
         InputError: for fields that it does not have, or misses.
     """
-    fields = {field.name for field in dataclasses.fields(kind)}
+    fields = [field.name for field in dataclasses.fields(kind)]
+    given = list(map(str, values)) if isinstance(values, dict) else []
+    odd = [name for name in given if name not in fields]
     _check(
-        isinstance(values, dict) and set(values) == fields,
-        f"settings {listing(sorted(values))}",
+        isinstance(values, dict) and set(given) == set(fields),
+        f"settings {listing(odd + sorted(set(given) - set(odd)), 20)}",
         f"those of {kind.__name__}: {listing(sorted(fields), 20)}",
         "use the version that wrote them, or fit again",
     )

@@ -117,6 +117,11 @@ def prepare(
     Raises:
         InputError: for anything that cannot be used.
     """
+    if not isinstance(adata, anndata.AnnData):
+        raise InputError(
+            f"found a {type(adata).__name__}, expected an AnnData object, "
+            "read the file with anndata.read_h5ad"
+        )
     n_obs, n_vars = adata.shape
     if n_obs == 0 or n_vars == 0:
         raise InputError(
@@ -136,6 +141,11 @@ def prepare(
     present = columns >= 0
     x = x[:, columns[present]]
     x = _validated(x, adata, config, support)
+    if genes is None and x.nnz == 0 and support != "real":
+        raise InputError(
+            "found nothing but zeros in the genes in use, expected counts, "
+            f"choose another layer{_likely_layer(adata, _where(config))}"
+        )
     genes = names[columns] if genes is None else np.asarray(genes, dtype=str)
     if not present.all():
         x = _spread(x, np.flatnonzero(present), len(genes))
@@ -178,7 +188,13 @@ def obs_column(adata: anndata.AnnData, key: str, purpose: str) -> pd.Series:
             f"found no obs column {key!r} for the {purpose}, expected one of: "
             f"{listing(adata.obs.columns, 30)}, give one of these"
         )
-    return adata.obs[key]
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise InputError(
+            f"found {column.shape[1]} obs columns {key!r} for the {purpose}, expected "
+            "one, rename the others"
+        )
+    return column
 
 
 def _gene_columns(
@@ -262,9 +278,10 @@ def _validated(
     x: scipy.sparse.csr_matrix, adata: anndata.AnnData, config: DataConfig, support: str
 ) -> scipy.sparse.csr_matrix:
     """The matrix in canonical float32 form, if its values suit the likelihood."""
-    where = "X" if config.layer is None else f"layer {config.layer!r}"
+    where = _where(config)
     x.sum_duplicates()
-    bad = int((~np.isfinite(x.data)).sum())
+    # not a number, infinite, or so when it is a float32
+    bad = int((~(np.abs(x.data) <= np.finfo(np.float32).max)).sum())
     if bad:
         raise InputError(
             f"found {bad} values in {where} that are NaN or infinite, expected finite "
@@ -308,6 +325,10 @@ def _validated(
     return x.astype(np.float32)
 
 
+def _where(config: DataConfig) -> str:
+    return "X" if config.layer is None else f"layer {config.layer!r}"
+
+
 def _likely_layer(adata: anndata.AnnData, where: str) -> str:
     """A hint at where the counts are, if some other matrix looks like counts."""
     candidates = {f"layer {name!r}": adata.layers[name] for name in adata.layers}
@@ -317,7 +338,9 @@ def _likely_layer(adata: anndata.AnnData, where: str) -> str:
             continue
         part = x[: min(200, adata.n_obs)]
         data = part.data if scipy.sparse.issparse(part) else np.asarray(part).ravel()
-        if data.dtype.kind in "iuf" and (data >= 0).all() and (data % 1 == 0).all():
+        if data.dtype.kind not in "iuf" or not np.isfinite(data).all():
+            continue
+        if (data >= 0).all() and (data > 0).any() and (data == np.floor(data)).all():
             return f" ({name} looks like counts)"
     return ""
 
@@ -340,13 +363,15 @@ def _depth(
         return np.maximum(total, 1.0).astype(np.float32)
     column = obs_column(adata, key, "size factor")
     depth = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    with np.errstate(over="ignore"):
+        depth = depth.astype(np.float32)
     bad = int((~(np.isfinite(depth) & (depth > 0))).sum())
     if bad:
         raise InputError(
             f"found {bad} cells without a positive number in obs column {key!r}, "
             "expected the depth of every cell, compute it or leave the key out"
         )
-    return depth.astype(np.float32)
+    return depth
 
 
 def _batches(

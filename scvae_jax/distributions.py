@@ -32,11 +32,14 @@ class Counts(Distribution):
         trailing = {head.name: len(head.shape) for head in likelihood.heads}
         shapes = {n: jnp.shape(p) for n, p in params.items()}
         own = {n: s[: len(s) - trailing.get(n, 0)] for n, s in shapes.items()}
-        self._batch_shape = jnp.broadcast_shapes(*own.values())
+        batch_shape = jnp.broadcast_shapes(*own.values())
         self._params = {
-            n: jnp.broadcast_to(p, self._batch_shape + shapes[n][len(own[n]) :])
+            n: jnp.broadcast_to(p, batch_shape + shapes[n][len(own[n]) :])
             for n, p in params.items()
         }
+        # its rank tells the batch shape, also where `jax.vmap` takes an axis away
+        self._of_rank = min(own, key=lambda n: trailing.get(n, 0))
+        self._n_trailing = trailing.get(self._of_rank, 0)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -46,7 +49,8 @@ class Counts(Distribution):
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """The shape against which the params broadcast."""
-        return self._batch_shape
+        shape = self._params[self._of_rank].shape
+        return shape[: len(shape) - self._n_trailing]
 
     def log_prob(self, value: Array) -> Array:
         """Nats, elementwise."""

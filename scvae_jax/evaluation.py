@@ -12,7 +12,7 @@ import numpy as np
 from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.config import InputError, listing
+from scvae_jax.config import InputError, check_count, listing
 from scvae_jax.counts import SPLITS, CountData, obs_column, prepare
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
@@ -68,7 +68,8 @@ def cell_bounds(
     run = partial(_cell_bounds, model, n_samples, n_slots)
     rows = jax.jit(run)(params, cells, positions, jax.random.key(seed))
     n_obs = cells.start.shape[0]
-    return CellBounds(*(np.asarray(r).reshape(-1, *r.shape[2:])[:n_obs] for r in rows))
+    # copies: what jax shares with numpy cannot be written to
+    return CellBounds(*(np.array(r).reshape(-1, *r.shape[2:])[:n_obs] for r in rows))
 
 
 def _cell_bounds(
@@ -198,10 +199,9 @@ def evaluate(
     Raises:
         InputError: for data that cannot be used, or a part of the split without cells.
     """
-    if n_samples < 1:
-        raise InputError(
-            f"found n_samples={n_samples}, expected at least 1, draw more samples"
-        )
+    check_count("n_samples", n_samples, 1)
+    check_count("seed", seed, 0, 2**32 - 1)
+    check_count("batch_size", batch_size, 1, 2**31 - 1)
     labels = None if score_key is None else obs_column(adata, score_key, "scores")
     data = prepare_as(adata, fitted, missing_genes)
     chosen, where = _part(split_of(adata, fitted), split)

@@ -420,7 +420,7 @@ def zero_inflated(base: Likelihood) -> Likelihood:
 
     def sample(key: Array, p: Params) -> Array:
         key_base, key_zero = jax.random.split(key)
-        x = base.sample(key_base, p)
+        x = _sample_base(base, key_base, p, p["zero_logit"].shape)
         pi = jnp.broadcast_to(jax.nn.sigmoid(p["zero_logit"]), x.shape)
         return jnp.where(jax.random.bernoulli(key_zero, pi), 0.0, x)
 
@@ -481,7 +481,7 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
 
     def sample(key: Array, p: Params) -> Array:
         key_base, key_class = jax.random.split(key)
-        x = base.sample(key_base, p)
+        x = _sample_base(base, key_base, p, p["class_logits"].shape[:-1])
         k = jax.random.categorical(key_class, p["class_logits"], axis=-1)
         k = jnp.broadcast_to(k, x.shape)
         return jnp.where(k < k_max, k.astype(x.dtype), x + k_max)
@@ -497,6 +497,19 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
         sample=sample,
         support="integers",
     )
+
+
+def _sample_base(base: Likelihood, key: Array, p: Params, shape: tuple) -> Array:
+    """Samples of `base` in the shape that its params and `shape` broadcast to."""
+    trailing = {head.name: head.shape for head in base.heads}
+    names = [*trailing, *(free.name for free in base.free if free.name not in trailing)]
+    for name in names:
+        own = jnp.shape(p[name])
+        shape = jnp.broadcast_shapes(
+            shape, own[: len(own) - len(trailing.get(name, ()))]
+        )
+    full = {n: jnp.broadcast_to(p[n], shape + trailing.get(n, ())) for n in names}
+    return base.sample(key, full)
 
 
 def _expect_counts(combinator: str, base: Likelihood, own: str) -> None:
@@ -585,17 +598,23 @@ def total_log_prob(
         likelihood: the family.
         x: [B, G] data.
         params: arrays that broadcast against [B, G], trailing axes apart.
-        nonzero: (cell [N], gene [N]) of every non-zero entry of x, each once; a cell
-            out of range is padding. Without it, or where the family has no closed form
-            at zero, the sum is dense.
+        nonzero: (cell [N], gene [N]) of every non-zero entry of x, each once; an
+            entry out of range is padding. Without it, or where the family has no
+            closed form at zero, the sum is dense.
 
     Returns:
         [B] nats per cell.
     """
     if nonzero is None or likelihood.log_prob_zero is None:
         return likelihood.log_prob(x, params).sum(axis=-1)
+    trailing = {head.name: len(head.shape) for head in likelihood.heads}
+    params = {
+        name: _of_cells_and_genes(jnp.asarray(p), trailing.get(name, 0))
+        for name, p in params.items()
+    }
     cell, gene = nonzero
-    present = cell < x.shape[0]
+    inside = (cell >= 0) & (cell < x.shape[0]) & (gene >= 0) & (gene < x.shape[1])
+    present = jnp.asarray(inside)
     cell = jnp.where(present, cell, 0)
     gene = jnp.where(present, gene, 0)
 
@@ -609,6 +628,12 @@ def total_log_prob(
     return log_zero.sum(axis=-1) + jax.ops.segment_sum(
         log_prob, cell, num_segments=x.shape[0]
     )
+
+
+def _of_cells_and_genes(p: Array, n_trailing: int) -> Array:
+    """A parameter with an axis of cells and one of genes, be they of length 1."""
+    missing = max(0, 2 + n_trailing - p.ndim)
+    return p.reshape((1,) * missing + p.shape)
 
 
 # --- names ----------------------------------------------------------------------------

@@ -6,13 +6,16 @@ from pathlib import Path
 import anndata
 import numpy as np
 
+# more names than this would leave no room for the picture
+MOST_IN_LEGEND = 24
+
 
 def latent_space(
     adata: anndata.AnnData,
     path: str | Path,
     *,
     basis: str = "X_scvae",
-    colors: Sequence[str] = (),
+    colors: str | Sequence[str] = (),
     method: str = "umap",
     seed: int = 0,
 ) -> str:
@@ -22,7 +25,8 @@ def latent_space(
         adata: the cells.
         path: of the PNG file to write.
         basis: obsm field with the latent coordinates.
-        colors: obs columns to colour by: categories or numbers.
+        colors: obs columns to colour by: categories or numbers; cells without a
+            category are grey, and beyond 24 categories there is no legend.
         method: "umap" or "pca".
         seed: of the layout.
 
@@ -37,6 +41,7 @@ def latent_space(
         raise ValueError(
             f"found method={method!r}, expected 'umap' or 'pca', choose one of these"
         )
+    colors = (colors,) if isinstance(colors, str) else tuple(colors)
     absent = [key for key in colors if key not in adata.obs]
     if basis not in adata.obsm or absent:
         raise ValueError(
@@ -80,15 +85,18 @@ def _panel(figure, axes, points: np.ndarray, values, size: float) -> None:
         drawn = axes.scatter(*points.T, c=values, s=size, linewidths=0)
         figure.colorbar(drawn, ax=axes, shrink=0.7)
         return
-    categories = values.astype("category").cat.categories
-    palette = colormaps["tab10" if len(categories) <= 10 else "tab20"]
-    for code, category in enumerate(categories):
-        mine = (values == category).to_numpy()
-        colour = palette(code % palette.N)
-        axes.scatter(
-            *points[mine].T, s=size, linewidths=0, color=colour, label=str(category)
-        )
+    values = values.astype("category").cat
+    palette = colormaps["tab10" if len(values.categories) <= 10 else "tab20"]
+    drawn = []
+    for code in range(-1, len(values.categories)):
+        mine = (values.codes == code).to_numpy()
+        colour = palette(code % palette.N) if code >= 0 else "lightgrey"
+        drawn.append(axes.scatter(*points[mine].T, s=size, linewidths=0, color=colour))
+    if len(values.categories) > MOST_IN_LEGEND:
+        return
     axes.legend(
+        drawn[1:],
+        [str(category) for category in values.categories],
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
         frameon=False,

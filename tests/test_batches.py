@@ -1,0 +1,214 @@
+"""Batches cut on the device, held to slices of the scipy matrix."""
+
+import types
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse
+
+from scvae_jax import batches
+from scvae_jax.config import InputError
+
+cut = jax.jit(batches.cut, static_argnames=("n_genes", "n_slots"))
+
+
+def random_counts(n_obs, n_genes, density, seed, largest=50):
+    """Canonical CSR; about one cell in five is empty, the first and last among them."""
+    generator = np.random.default_rng(seed)
+    x = generator.integers(1, largest + 1, (n_obs, n_genes))
+    x[generator.random(x.shape) > density] = 0
+    x[generator.random(n_obs) < 0.2] = 0
+    x[[0, -1]] = 0
+    return scipy.sparse.csr_matrix(x, dtype=np.float32)
+
+
+def put(x):
+    """On the device, with a depth and two codes that differ from cell to cell."""
+    number = np.arange(x.shape[0])
+    return batches.to_device(x, 100.0 + number, np.stack([number, 3 * number], axis=1))
+
+
+def assert_batch(x, cells, index, weight, n_slots=None):
+    """All that a batch holds is what scipy finds at the same cells."""
+    index, weight = np.asarray(index, np.int32), np.asarray(weight, np.float32)
+    expected = np.where(weight[:, None] > 0, x[index].toarray(), 0)
+    n_nonzero = np.count_nonzero(expected)
+    if n_slots is None:
+        n_slots = batches.n_slots(n_nonzero)
+    batch = cut(cells, index, weight, n_genes=x.shape[1], n_slots=n_slots)
+    (counts,) = batch.counts
+    assert counts.x.dtype == np.float32
+    np.testing.assert_array_equal(counts.x, expected)
+    # each non-zero entry has one address, and nothing else is in range
+    cell, gene = (np.asarray(address) for address in counts.nonzero)
+    assert cell.shape == gene.shape == (n_slots,)
+    present = cell < len(index)
+    addresses = set(zip(cell[present].tolist(), gene[present].tolist(), strict=True))
+    assert len(addresses) == present.sum() == n_nonzero
+    assert addresses == set(map(tuple, np.argwhere(expected).tolist()))
+    assert (cell[~present] == len(index)).all()
+    assert ((gene >= 0) & (gene < x.shape[1])).all()
+    np.testing.assert_array_equal(counts.depth, 100.0 + index)
+    np.testing.assert_array_equal(batch.categorical, np.stack([index, 3 * index], 1))
+    np.testing.assert_array_equal(batch.weight, weight)
+    np.testing.assert_array_equal(batch.cell, index)
+    assert batch.continuous.shape == (len(index), 0)
+    assert (np.asarray(batch.label) == -1).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("density", [0.02, 0.3, 1.0])
+def test_random_batches_are_slices(density, seed):
+    x = random_counts(60, 23, density, seed)
+    cells = put(x)
+    index = np.random.default_rng(seed).permutation(60)[:16]
+    # one shape for all seeds and densities: compiled once
+    assert_batch(x, cells, index, np.ones(16), n_slots=512)
+
+
+@pytest.mark.parametrize("where", ["end", "start", "middle", "everywhere"])
+def test_padding_holds_nothing(where):
+    x = random_counts(30, 23, 0.5, seed=1)
+    weight = np.ones(16)
+    weight[{"end": [14, 15], "start": [0], "middle": [5, 9]}.get(where, slice(16))] = 0
+    assert_batch(x, put(x), np.arange(5, 21), weight, n_slots=512)
+
+
+def test_a_cell_may_be_in_a_batch_twice():
+    x = random_counts(30, 23, 0.5, seed=2)
+    assert_batch(x, put(x), [7, 7, 1, 0] * 4, np.ones(16), n_slots=512)
+
+
+def test_the_fullest_cells_fill_the_last_slot():
+    x = random_counts(40, 64, 0.9, seed=3)
+    fullest = np.argsort(-np.diff(x.indptr))[:8]
+    # all 64 genes in each of 8 cells: 512 entries and no slot to spare
+    dense = x.toarray()
+    dense[fullest] = np.arange(1, 65)
+    x = scipy.sparse.csr_matrix(dense)
+    assert batches.n_slots(8 * 64) == 512
+    assert_batch(x, put(x), fullest, np.ones(8))
+
+
+def test_cells_without_any_counts():
+    x = scipy.sparse.csr_matrix((10, 5), dtype=np.float32)
+    cells = put(x)
+    assert_batch(x, cells, np.arange(10), np.ones(10))
+    (index, weight), n_slots = batches.in_order(cells, 4)
+    assert_batch(x, cells, index[-1], weight[-1], n_slots)
+
+
+def test_one_cell_with_one_gene():
+    x = scipy.sparse.csr_matrix([[3.0]], dtype=np.float32)
+    assert_batch(x, put(x), [0], [1])
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"),
+    [
+        (1.0, np.uint16),
+        (2**16 - 1, np.uint16),
+        (2**16, np.float32),
+        (2**24, np.float32),
+        (0.5, np.float32),
+        (7.25, np.float32),
+        (-3.0, np.float32),
+    ],
+)
+def test_values_keep_their_digits(largest, dtype):
+    x = random_counts(30, 23, 0.5, seed=4)
+    x.data[11] = largest
+    cells = put(x)
+    assert cells.value.dtype == dtype
+    assert_batch(x, cells, np.arange(30), np.ones(30))
+
+
+@pytest.mark.parametrize(
+    ("n_genes", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32), (10**5, np.int32)]
+)
+def test_many_genes(n_genes, dtype):
+    generator = np.random.default_rng(0)
+    x = scipy.sparse.random_array(
+        (5, n_genes), density=1e-3, rng=generator, dtype=np.float32
+    ).tolil()
+    x[1, n_genes - 1] = 4
+    x[3, [0, n_genes - 1]] = 2, 9
+    x = scipy.sparse.csr_matrix(x)
+    cells = put(x)
+    assert cells.gene.dtype == dtype
+    assert_batch(x, cells, [3, 1, 4], np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("n_nonzero", "expected"),
+    [(0, 128), (1, 128), (128, 128), (129, 256), (1000, 1024)],
+)
+def test_slots_are_enough_and_a_multiple_of_128(n_nonzero, expected):
+    assert batches.n_slots(n_nonzero) == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size"), [(12, 5), (12, 4), (12, 12), (12, 1), (1, 1)]
+)
+def test_pad_to_batches(n, batch_size):
+    order = np.random.default_rng(0).permutation(n).astype(np.int32)
+    index, weight = batches.pad_to_batches(order, batch_size)
+    assert index.shape == weight.shape == (-(-n // batch_size), batch_size)
+    assert index.dtype == np.int32
+    assert weight.dtype == np.float32
+    np.testing.assert_array_equal(index[weight > 0], order)
+    # padding comes last, and points at a cell that exists
+    np.testing.assert_array_equal(weight.ravel(), np.arange(weight.size) < n)
+    assert ((index >= 0) & (index < n)).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 53, 1000])
+def test_in_order_nothing_is_dropped(batch_size):
+    x = random_counts(53, 23, 0.4, seed=5)
+    cells = put(x)
+    (index, weight), n_slots = batches.in_order(cells, batch_size)
+    assert index.shape[1] == min(batch_size, 53)
+    np.testing.assert_array_equal(index[weight > 0], np.arange(53))
+    length = np.diff(x.indptr)
+    fullest = max(length[i[w > 0]].sum() for i, w in zip(index, weight, strict=True))
+    assert n_slots == batches.n_slots(fullest)
+    one = partial(cut, cells, n_genes=23, n_slots=n_slots)
+    found = [one(i, w).counts[0].x for i, w in zip(index, weight, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(found)[:53], x.toarray())
+    assert np.concatenate(found)[53:].sum() == 0
+
+
+def test_a_last_short_batch():
+    x = random_counts(53, 23, 0.4, seed=5)
+    cells = put(x)
+    (index, weight), n_slots = batches.in_order(cells, 20)
+    assert weight[-1].tolist() == [1] * 13 + [0] * 7
+    assert_batch(x, cells, index[-1], weight[-1], n_slots)
+
+
+def test_too_many_entries_for_32_bits():
+    x = types.SimpleNamespace(nnz=2**31)
+    with pytest.raises(
+        InputError,
+        match=r"found 2147483648 non-zero entries, expected fewer than 2.31, use",
+    ):
+        batches.to_device(x, None, None)
+
+
+def test_dense_batch():
+    x = np.array([[0, 0, 0], [1, 0, 2]])
+    batch = batches.dense_batch(x)
+    (counts,) = batch.counts
+    np.testing.assert_array_equal(counts.x, x)
+    assert counts.x.dtype == np.float32
+    assert counts.nonzero is None
+    np.testing.assert_array_equal(counts.depth, [1, 3])
+    assert batch.categorical.shape == (2, 0)
+    np.testing.assert_array_equal(batch.weight, [1, 1])
+    given = batches.dense_batch(
+        x, depth=np.array([5.0, 6.0]), categorical=np.array([[1], [0]])
+    )
+    np.testing.assert_array_equal(given.counts[0].depth, [5, 6])
+    np.testing.assert_array_equal(given.categorical, [[1], [0]])

@@ -1,0 +1,75 @@
+"""Priors and posteriors of the latent space against closed forms and samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from scvae_jax import latents
+
+N_CELLS, N_LATENT = 5, 3
+
+
+@pytest.fixture(scope="module")
+def moments():
+    random = np.random.default_rng(6)
+    mean, log_scale = random.normal(size=(2, N_CELLS, N_LATENT))
+    return jnp.asarray(mean, "float32"), jnp.asarray(log_scale, "float32")
+
+
+def closed_form(mean, log_scale):
+    """KL(N(m, s^2) || N(0, 1)) = 1/2 sum (m^2 + s^2 - 1 - log s^2)."""
+    mean, log_scale = np.asarray(mean, float), np.asarray(log_scale, float)
+    terms = mean**2 + np.exp(2 * log_scale) - 1 - 2 * log_scale
+    return 0.5 * terms.sum(-1)
+
+
+def test_shapes(moments):
+    prior = latents.standard_normal(N_LATENT)
+    posterior = latents.diagonal_normal(*moments)
+    assert prior.event_shape == posterior.event_shape == (N_LATENT,)
+    assert prior.batch_shape == (1,)
+    assert posterior.batch_shape == (N_CELLS,)
+    key = jax.random.key(0)
+    z = posterior.sample(seed=key, sample_shape=(2,))
+    assert z.shape == (2, N_CELLS, N_LATENT)
+    # a prior of one row broadcasts over cells, and `vmap` covers samples
+    assert prior.log_prob(z[0]).shape == (N_CELLS,)
+    assert jax.vmap(prior.log_prob)(z).shape == (2, N_CELLS)
+
+
+def test_log_prob(moments):
+    mean, log_scale = moments
+    z = jnp.asarray(np.random.default_rng(8).normal(size=mean.shape), "float32")
+    expected = stats.norm.logpdf(z, mean, np.exp(log_scale)).sum(-1)
+    posterior = latents.diagonal_normal(mean, log_scale)
+    np.testing.assert_allclose(posterior.log_prob(z), expected, rtol=1e-5)
+    prior = latents.standard_normal(N_LATENT)
+    expected = stats.norm.logpdf(z).sum(-1)
+    np.testing.assert_allclose(prior.log_prob(z), expected, rtol=1e-5)
+
+
+def test_divergence_is_the_closed_form(moments):
+    prior = latents.standard_normal(N_LATENT)
+    ours = latents.diagonal_normal(*moments).kl_divergence(prior)
+    assert ours.shape == (N_CELLS,)
+    np.testing.assert_allclose(ours, closed_form(*moments), rtol=1e-5)
+
+
+def test_divergence_of_the_prior_from_itself_is_zero():
+    zero = jnp.zeros((N_CELLS, N_LATENT))
+    ours = latents.diagonal_normal(zero, zero).kl_divergence(
+        latents.standard_normal(N_LATENT)
+    )
+    np.testing.assert_allclose(ours, np.zeros(N_CELLS), atol=1e-6)
+
+
+def test_divergence_is_the_mean_log_ratio_of_samples(moments):
+    prior = latents.standard_normal(N_LATENT)
+    posterior = latents.diagonal_normal(*moments)
+    z = posterior.sample(seed=jax.random.key(1), sample_shape=(4000,))
+    ratio = jax.vmap(lambda z: posterior.log_prob(z) - prior.log_prob(z))(z)
+    error = np.abs(ratio.mean(0) - closed_form(*moments))
+    # five standard errors
+    assert np.all(error < 5 * ratio.std(0) / np.sqrt(len(z)))
