@@ -137,8 +137,8 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     Raises:
         InputError: if something is there that must not be replaced.
     """
-    path = Path(path).absolute()
-    above = next(p for p in path.parents if p.exists())
+    path = Path(path)
+    above = next(p for p in path.absolute().parents if p.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise InputError(
             f"found that {above} is not a folder that can be written to, expected one "

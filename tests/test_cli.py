@@ -485,7 +485,7 @@ LATER = [
     ("evaluate RUN cells --split test", "found no test cells (there are 108 train, 12"),
     ("evaluate RUN cells --split nope", "found split='nope', expected train, validat"),
     ("evaluate RUN cells --score-key nope", "obs column 'nope' for the scores, expec"),
-    ("evaluate RUN cells --samples 0", "found n_samples=0, expected at least 1"),
+    ("evaluate RUN cells --samples 0", "found n_samples=0, expected a whole"),
     ("evaluate RUN cells --missing-genes x", "found missing_genes='x', expected 'err"),
     ("evaluate RUN_without_genes.json cells", "found no genes.json in"),
     ("evaluate RUN_without_params cells", "found no params in"),

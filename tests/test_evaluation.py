@@ -168,7 +168,7 @@ def test_kmeans_finds_what_is_there_and_numbers_by_size():
     [
         ({"split": "test"}, "found no test cells .there are 108 train, 12 validation"),
         ({"split": "tset"}, "found split='tset', expected train, validation, test or"),
-        ({"n_samples": 0}, "found n_samples=0, expected at least 1"),
+        ({"n_samples": 0}, "found n_samples=0, expected a whole number"),
         ({"score_key": "nothing"}, "found no obs column 'nothing' for the scores"),
         ({"score_key": "one"}, "found 1 label in 'one' among the cells"),
     ],
