@@ -210,7 +210,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path(
         "scvae_demo"
     ),
-    epochs: Annotated[int | None, typer.Option(help="At the most.")] = None,
+    epochs: Annotated[int, typer.Option(help="At the most.")] = 250,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -85,8 +85,9 @@ def test_saving_what_was_loaded_gives_the_same_run(run, tmp_path):
         json.loads((path / "config.json").read_text())
         for path in (run, tmp_path / "again")
     ]
-    # orbax gives its files names of their own each time
-    assert len({len(config.pop("sha256")) for config in configs}) == 1
+    # orbax gives its files other names each time, and not always as many
+    sums = [config.pop("sha256") for config in configs]
+    assert all(sums[0][name] == sums[1][name] for name in TEXTS)
     assert configs[0] == configs[1]
     assert_same_params(sv.load(run).params, sv.load(tmp_path / "again").params)
 

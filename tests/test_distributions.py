@@ -53,8 +53,8 @@ def test_sample_shapes(wrapped, sample_shape):
 
 
 def test_samples_differ_and_follow_the_key():
-    params = {"log_mean": jnp.full(SHAPE, 3.0)}
-    distribution = Counts(likelihoods.poisson(), params)
+    params = {"mean": jnp.zeros(SHAPE), "log_scale": jnp.zeros(SHAPE)}
+    distribution = Counts(likelihoods.gaussian(), params)
     draws = distribution.sample(seed=KEY, sample_shape=(2,))
     assert not np.array_equal(draws[0], draws[1])
     assert np.array_equal(draws, distribution.sample(seed=KEY, sample_shape=(2,)))

@@ -412,9 +412,13 @@ def test_samples_have_the_moments(family):
 def test_sample_broadcasts_params(combine):
     likelihood = likelihoods.from_name(combine)
     (own,) = likelihood.heads[1:]
-    params = {"log_mean": jnp.zeros((1, 4)), own.name: jnp.zeros((3, 4, *own.shape))}
-    drawn = jax.eval_shape(likelihood.sample, jax.random.key(0), params)
+    # logits that leave most entries to the base, of which cells share the mean
+    logits = jnp.zeros((3, 4, *own.shape)).at[..., -1].add(3.0 if own.shape else -3.0)
+    params = {"log_mean": jnp.full((1, 4), 5.0), own.name: logits}
+    drawn = likelihood.sample(jax.random.key(0), params)
     assert drawn.shape == (3, 4)
+    # draws of their own: a mean of 148 hardly ever gives a gene's cells one value
+    assert np.all(np.ptp(drawn, axis=0) > 0)
 
 
 # --- derivatives ----------------------------------------------------------------------
@@ -671,16 +675,7 @@ def test_sparse_total_is_the_dense_total(family, n_cells, varied):
         assert np.all(abs(slope - expected) <= 4e-6 * size), name
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        (2, 0),
-        (5, 9),
-        (-1, 0),
-        (0, 3),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("address", [(2, 0), (5, 9), (-1, 0), (0, 3), (1, -1)], ids=str)
 def test_address_out_of_range_is_padding(address):
     x = jnp.array([[0.0, 3.0, 1.0], [2.0, 0.0, 0.0]])
     params = {"log_mean": jnp.zeros((2, 3))}
@@ -692,12 +687,19 @@ def test_address_out_of_range_is_padding(address):
 
 
 @pytest.mark.parametrize(
-    "dispersion", [0.5, np.full(3, 0.5, "float32")], ids=["scalar", "gene"]
+    ("name", "own"),
+    [
+        ("negative_binomial", {"log_dispersion": 0.5}),
+        ("negative_binomial", {"log_dispersion": np.arange(3, dtype="float32")}),
+        ("categorised_poisson", {"class_logits": np.eye(3, 4, dtype="float32")}),
+    ],
+    ids=["scalar", "gene", "gene and class"],
 )
-def test_sparse_total_broadcasts_params(dispersion):
+def test_sparse_total_broadcasts_params(name, own):
+    """Params of fewer axes than x, which a gather by cell and gene must not misread."""
     x = jnp.array([[0.0, 3.0, 1.0], [2.0, 0.0, 0.0]])
-    params = {"log_mean": jnp.zeros((2, 3)), "log_dispersion": dispersion}
-    likelihood = likelihoods.negative_binomial()
+    params = {"log_mean": jnp.zeros((2, 3))} | own
+    likelihood = likelihoods.from_name(name)
     with jax.numpy_rank_promotion("allow"):
         total = total_log_prob(likelihood, x, params, np.nonzero(np.asarray(x)))
         expected = total_log_prob(likelihood, x, params)
