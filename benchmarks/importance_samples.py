@@ -91,8 +91,9 @@ def measure(likelihood: str, n_genes: int, batch_size: int, repeats: int) -> dic
     key = jax.random.key(0)
     memory = {}
     for n_samples in (1, 10, 1000):
-        run = jax.jit(partial(evaluation._cell_bounds, model, n_samples, n_slots))
-        analysis = run.lower(state.params, cells, (index, weight), key).compile()
+        analysis = evaluation._cell_bounds.lower(
+            model, n_samples, n_slots, state.params, cells, (index, weight), key
+        ).compile()
         memory[n_samples] = analysis.memory_analysis().temp_size_in_bytes
     return {
         "likelihood": likelihood,

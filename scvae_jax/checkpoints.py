@@ -144,6 +144,11 @@ def check_free(path: str | Path, overwrite: bool) -> None:
             f"found that {above} is not a folder that can be written to, expected one "
             f"for {path.name}, choose another path"
         )
+    if path.is_symlink():
+        raise InputError(
+            f"found a link at {path}, expected a new path or a run folder, "
+            "choose another path"
+        )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not _is_run(path):
@@ -160,7 +165,9 @@ def check_free(path: str | Path, overwrite: bool) -> None:
 
 def _is_run(path: Path) -> bool:
     try:
-        return "format" in json.loads((path / "config.json").read_text())
+        return {"format", "sha256"} <= set(
+            json.loads((path / "config.json").read_text())
+        )
     except (OSError, ValueError, TypeError):
         return False
 

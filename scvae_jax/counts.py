@@ -262,7 +262,7 @@ def _matrix(adata: anndata.AnnData, layer: str | None) -> scipy.sparse.csr_matri
     else:
         raise InputError(
             f"found no layer {layer!r}, expected one of: "
-            f"{listing(adata.layers, 30)}, give one of these, or none for X"
+            f"{listing(adata.layers, 30)}, give one of these, or no layer for X"
         )
     if hasattr(x, "to_memory"):
         x = x.to_memory()
@@ -362,6 +362,8 @@ def _depth(
         total = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
         return np.maximum(total, 1.0).astype(np.float32)
     column = obs_column(adata, key, "size factor")
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        column = column.astype(str)
     depth = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
     with np.errstate(over="ignore"):
         depth = depth.astype(np.float32)

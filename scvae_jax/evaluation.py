@@ -65,13 +65,14 @@ def cell_bounds(
         The figures.
     """
     positions, n_slots = batches.in_order(cells, batch_size)
-    run = partial(_cell_bounds, model, n_samples, n_slots)
-    rows = jax.jit(run)(params, cells, positions, jax.random.key(seed))
+    key = jax.random.key(seed)
+    rows = _cell_bounds(model, n_samples, n_slots, params, cells, positions, key)
     n_obs = cells.start.shape[0]
     # copies: what jax shares with numpy cannot be written to
     return CellBounds(*(np.array(r).reshape(-1, *r.shape[2:])[:n_obs] for r in rows))
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _cell_bounds(
     model: Model,
     n_samples: int,
@@ -131,7 +132,7 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
     if len(known) < len(fitted.cells) or len(set(names.tolist())) < len(names):
         raise InputError(
             "found names of cells that repeat, expected unique ones to tell training "
-            "cells from new ones, call adata.obs_names_make_unique() before fitting"
+            "cells from new ones, call adata.obs_names_make_unique()"
         )
     return np.array([known.get(name, "new") for name in names.tolist()], dtype=str)
 
@@ -152,6 +153,16 @@ def prepare_as(
     Raises:
         InputError: for anything that cannot be used.
     """
+    if not isinstance(fitted, Fitted):
+        raise InputError(
+            f"found a {type(fitted).__name__}, expected a fitted model after the "
+            "AnnData object, pass what sv.fit or sv.load returned"
+        )
+    if not isinstance(adata, anndata.AnnData):
+        raise InputError(
+            f"found a {type(adata).__name__}, expected an AnnData object, "
+            "read the file with anndata.read_h5ad"
+        )
     config = fitted.data_config
     if config.split_key not in adata.obs:
         config = dataclasses.replace(config, split_key=None)
@@ -202,9 +213,12 @@ def evaluate(
     check_count("n_samples", n_samples, 1)
     check_count("seed", seed, 0, 2**32 - 1)
     check_count("batch_size", batch_size, 1, 2**31 - 1)
-    labels = None if score_key is None else obs_column(adata, score_key, "scores")
     data = prepare_as(adata, fitted, missing_genes)
-    chosen, where = _part(split_of(adata, fitted), split)
+    labels = None if score_key is None else obs_column(adata, score_key, "scores")
+    if split == "all":
+        chosen, where = "all", np.ones(adata.n_obs, bool)
+    else:
+        chosen, where = _part(split_of(adata, fitted), split)
     figures = cell_bounds(
         fitted.model,
         fitted.params,
@@ -236,8 +250,6 @@ def evaluate(
 
 def _part(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:
     """The part of the split to look at, and its cells."""
-    if wanted == "all":
-        return "all", np.ones(len(split), bool)
     if wanted is None:
         for wanted in ("test", "new", "validation"):
             if (split == wanted).any():

@@ -450,13 +450,13 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
         A likelihood with the params of `base` and class_logits [..., k_max + 1].
 
     Raises:
-        ValueError: if `base` is not a count family or k_max is below 1.
+        ValueError: if `base` is not a count family, or for k_max outside 1 to 1000.
     """
     _expect_counts("categorised", base, "class_logits")
-    if k_max < 1:
+    if not isinstance(k_max, int) or not 1 <= k_max <= 1000:
         raise ValueError(
-            f"found k_max={k_max}, expected at least 1, "
-            "give the number of counts that get a probability of their own"
+            f"found k_max={k_max!r}, expected a whole number, at least 1 and at most "
+            "1000, give the number of counts that get a probability of their own"
         )
 
     def link(heads: Params, free: Params, covariates: Covariates) -> Params:

@@ -81,20 +81,25 @@ def test_the_figures_add_up(fitted, small):
 
 
 def test_more_samples_raise_the_weighted_bound_alone(fitted, small):
-    few, many = (sv.evaluate(small, fitted, split="all", n_samples=n) for n in (1, 200))
+    few, many = (sv.evaluate(small, fitted, split="all", n_samples=n) for n in (4, 200))
     assert many["importance_weighted_bound"] > few["importance_weighted_bound"] + 0.2
-    assert abs(many["elbo"] - few["elbo"]) < 0.5
+    # a handful of standard errors: 5 nats a draw, 480 draws
+    assert abs(many["elbo"] - few["elbo"]) < 1.2
 
 
 def test_memory_does_not_grow_with_samples(fitted, cells, small):
     positions, n_slots = sv.batches.in_order(cells, 64)
     sizes = []
     for n_samples in (2, 2000):
-
-        def run(*args, n_samples=n_samples):
-            return evaluation._cell_bounds(fitted.model, n_samples, n_slots, *args)
-
-        lowered = jax.jit(run).lower(fitted.params, cells, positions, jax.random.key(0))
+        lowered = evaluation._cell_bounds.lower(
+            fitted.model,
+            n_samples,
+            n_slots,
+            fitted.params,
+            cells,
+            positions,
+            jax.random.key(0),
+        )
         sizes.append(lowered.compile().memory_analysis().temp_size_in_bytes)
     assert sizes[1] < 1.1 * sizes[0]
 
