@@ -77,7 +77,7 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
             f"({_one_line(error)}), expected an .h5ad file, write it with "
             "AnnData.write_h5ad"
         ) from None
-    if adata.X is None and not adata.layers:
+    if adata.X is None and not layer_names(adata):
         raise InputError(
             f"found neither X nor layers in {path}, expected counts of cells by genes, "
             "write it with AnnData.write_h5ad"
@@ -169,6 +169,11 @@ def prepare(
     )
 
 
+def layer_names(adata: anndata.AnnData) -> list[str]:
+    """Names of the layers; newer versions of anndata list X among them, as None."""
+    return [name for name in adata.layers if name is not None]
+
+
 def obs_column(adata: anndata.AnnData, key: str, purpose: str) -> pd.Series:
     """A column of obs, or an error that lists those that exist.
 
@@ -255,14 +260,14 @@ def _matrix(adata: anndata.AnnData, layer: str | None) -> scipy.sparse.csr_matri
         if x is None:
             raise InputError(
                 "found no X, expected counts there, "
-                f"give one of the layers: {listing(adata.layers, 30)}"
+                f"give one of the layers: {listing(layer_names(adata), 30)}"
             )
-    elif layer in adata.layers:
+    elif layer in layer_names(adata):
         x = adata.layers[layer]
     else:
         raise InputError(
             f"found no layer {layer!r}, expected one of: "
-            f"{listing(adata.layers, 30)}, give one of these, or no layer for X"
+            f"{listing(layer_names(adata), 30)}, give one of these, or no layer for X"
         )
     if hasattr(x, "to_memory"):
         x = x.to_memory()
@@ -331,7 +336,7 @@ def _where(config: DataConfig) -> str:
 
 def _likely_layer(adata: anndata.AnnData, where: str) -> str:
     """A hint at where the counts are, if some other matrix looks like counts."""
-    candidates = {f"layer {name!r}": adata.layers[name] for name in adata.layers}
+    candidates = {f"layer {n!r}": adata.layers[n] for n in layer_names(adata)}
     candidates["X"] = adata.X
     for name, x in candidates.items():
         if name == where or x is None:
@@ -388,7 +393,7 @@ def _batches(
             f"found {missing} cells without a value in obs column {key!r}, expected "
             "the batch of every cell, fill it or leave these cells out"
         )
-    values = column.astype(str).to_numpy()
+    values = np.array(column.astype(str), dtype=str)
     if known is None:
         known = tuple(sorted(set(values)))
     codes = pd.Index(known).get_indexer(pd.Index(values))
@@ -411,7 +416,7 @@ def _split(adata: anndata.AnnData, key: str | None) -> np.ndarray | None:
             f"found {missing} cells without a value in obs column {key!r}, expected "
             f"{', '.join(SPLITS)}, fill it or leave these cells out"
         )
-    values = column.astype(str).to_numpy()
+    values = np.array(column.astype(str), dtype=str)
     other = sorted(set(values) - set(SPLITS))
     if other:
         raise InputError(

@@ -124,7 +124,7 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
     """
     key = fitted.data_config.split_key
     if key is not None and key in adata.obs:
-        return adata.obs[key].astype(str).to_numpy()
+        return np.array(adata.obs[key].astype(str), dtype=str)
     names = np.asarray(adata.obs_names, dtype=str)
     if np.array_equal(names, fitted.cells):
         return fitted.split

@@ -552,7 +552,10 @@ def test_obs_column():
     ("key", "text"),
     [
         ("share", "found var column 'share' of type float64, expected true or false"),
-        ("text", "found var column 'text' of type object, expected true or false"),
+        (
+            "text",
+            "found var column 'text' of type (object|str), expected true or false",
+        ),
         ("missing", "found var column 'missing' of type boolean, expected true or"),
         ("none", "found no gene marked in var column 'none', expected at least one"),
     ],

@@ -852,9 +852,15 @@ def test_k_max_is_an_option():
             r"found options \{'k_max': 3\} for likelihood 'poisson', expected options "
             r"that it has, remove the others \(.*k_max.*\)",
         ),
-        (
-            lambda: likelihoods.categorised(likelihoods.poisson(), 0),
-            "found k_max=0, expected at least 1, give the number of counts",
+        *(
+            (
+                lambda k_max=k_max: likelihoods.categorised(
+                    likelihoods.poisson(), k_max
+                ),
+                f"found k_max={k_max}, expected a whole number, at least 1 and at most "
+                "1000, give the number of counts",
+            )
+            for k_max in (0, 1001, 2.5)
         ),
         (
             lambda: likelihoods.zero_inflated(likelihoods.gaussian()),
