@@ -259,9 +259,9 @@ def _(primals, tangents):
 # --- links ----------------------------------------------------------------------------
 
 
-def _per_gene(value: Array, like: Array) -> Array:
-    """A [G] array with as many axes as `like`, so that it broadcasts over cells."""
-    return value.reshape((1,) * (like.ndim - 1) + value.shape)
+def _with_axes_of(value: Array, like: Array) -> Array:
+    """A [G] or [B, 1] array with as many axes as `like`, new ones in front."""
+    return value.reshape((1,) * (like.ndim - value.ndim) + value.shape)
 
 
 def _log_mean(mean: str) -> Callable[[Params, Covariates], Array]:
@@ -276,8 +276,10 @@ def _log_mean(mean: str) -> Callable[[Params, Covariates], Array]:
         if mean == "free":
             return heads["log_mean"]
         # log mu_g = log softmax(head)_g + log depth
-        log_depth = jnp.log(covariates.depth)[..., None]
-        return jax.nn.log_softmax(heads["log_mean"], axis=-1) + log_depth
+        log_share = jax.nn.log_softmax(heads["log_mean"], axis=-1)
+        return log_share + _with_axes_of(
+            jnp.log(covariates.depth)[..., None], log_share
+        )
 
     return log_mean
 
@@ -346,7 +348,7 @@ def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Lik
         if dispersion == "gene_cell":
             log_theta = heads["log_dispersion"]
         elif dispersion == "gene":
-            log_theta = _per_gene(free["log_dispersion"], log_mu)
+            log_theta = _with_axes_of(free["log_dispersion"], log_mu)
         elif covariates.batch is None:
             raise ValueError(
                 "found no batch, expected one for dispersion='gene_batch', "
@@ -473,11 +475,12 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
 
     def moments(p: Params) -> tuple[Array, Array]:
         pi = jax.nn.softmax(p["class_logits"], axis=-1)
-        k = jnp.arange(k_max, dtype=pi.dtype)
+        k = jnp.arange(k_max, dtype=pi.dtype).reshape((1,) * (pi.ndim - 1) + (k_max,))
         tail_mean = k_max + base.mean(p)
-        mean = pi[..., :k_max] @ k + pi[..., k_max] * tail_mean
+        mean = (pi[..., :k_max] * k).sum(-1) + pi[..., k_max] * tail_mean
         tail_square = base.variance(p) + tail_mean**2
-        return mean, pi[..., :k_max] @ k**2 + pi[..., k_max] * tail_square - mean**2
+        square = (pi[..., :k_max] * k**2).sum(-1) + pi[..., k_max] * tail_square
+        return mean, square - mean**2
 
     def sample(key: Array, p: Params) -> Array:
         key_base, key_class = jax.random.split(key)

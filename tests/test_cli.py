@@ -449,7 +449,7 @@ TRAIN = [
     ),
     (
         "train cells --likelihood categorised_poisson --likelihood-option k_max=0",
-        "found k_max=0, expected at least 1",
+        "found k_max=0, expected a whole number",
     ),
     ("train cells --latent-size 0", "found n_latent=0, expected a whole number, at"),
     ("train cells --latent-size -3", "found n_latent=-3"),

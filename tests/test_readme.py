@@ -1,5 +1,6 @@
 """The README's examples run as they stand."""
 
+import json
 import re
 from pathlib import Path
 
@@ -43,3 +44,22 @@ def test_every_likelihood_is_in_the_table():
 def test_the_two_commands_stand_there():
     assert "\npip install '.[analysis]' && scvae-jax demo\n" in README
     assert "\npip install '.[test]' && pytest\n" in README
+
+
+def test_measured_figures_are_those_of_the_json():
+    """Every row of the table is in the JSON, to two digits, and the other way round."""
+    path = Path(__file__).parents[1] / "experiments" / "heldout.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    shapes = {
+        "pbmc4k": "4,271 × 2,000",
+        "kang_batches": "1,556 × 1,267",
+        "worm_neurons": "4,186 × 13,488",
+    }
+    table = [
+        f"| {shapes[row['set']]} | `{row['likelihood']}` | {row['test']['elbo']:.2f} | "
+        f"{row['test']['importance_weighted_bound']:.2f} |".replace("-", "−")
+        for row in rows
+    ]
+    part = README.split("## Measured")[1].split("\n## ")[0]
+    assert re.findall(r"^\| [0-9].*$", part, flags=re.MULTILINE) == table
+    assert all(row["train"]["skipped_steps"] == 0 for row in rows)
