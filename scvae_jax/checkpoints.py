@@ -244,7 +244,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         data_config = from_json(DataConfig, config["data"])
         name, batches = config["likelihood"], tuple(config["batches"])
         summary, versions = config["summary"], config["versions"]
-        saved = config["sha256"]
+        saved = {**config["sha256"]}
     except (KeyError, TypeError) as error:
         raise InputError(
             f"found no {error} in {path / 'config.json'}, expected a whole run folder, "

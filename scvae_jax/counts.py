@@ -117,11 +117,7 @@ def prepare(
     Raises:
         InputError: for anything that cannot be used.
     """
-    if not isinstance(adata, anndata.AnnData):
-        raise InputError(
-            f"found a {type(adata).__name__}, expected an AnnData object, "
-            "read the file with anndata.read_h5ad"
-        )
+    expect_anndata(adata)
     n_obs, n_vars = adata.shape
     if n_obs == 0 or n_vars == 0:
         raise InputError(
@@ -167,6 +163,22 @@ def prepare(
         batches=batches,
         split=_split(adata, config.split_key),
     )
+
+
+def expect_anndata(adata: anndata.AnnData) -> None:
+    """Refuse anything else, such as a path.
+
+    Args:
+        adata: what was given.
+
+    Raises:
+        InputError: if it is no AnnData object.
+    """
+    if not isinstance(adata, anndata.AnnData):
+        raise InputError(
+            f"found a {type(adata).__name__}, expected an AnnData object, "
+            "read the file with anndata.read_h5ad"
+        )
 
 
 def layer_names(adata: anndata.AnnData) -> list[str]:

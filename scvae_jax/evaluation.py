@@ -13,7 +13,13 @@ from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.config import InputError, check_count, listing
-from scvae_jax.counts import SPLITS, CountData, obs_column, prepare
+from scvae_jax.counts import (
+    SPLITS,
+    CountData,
+    expect_anndata,
+    obs_column,
+    prepare,
+)
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.training import cells_to_device
@@ -158,11 +164,7 @@ def prepare_as(
             f"found a {type(fitted).__name__}, expected a fitted model after the "
             "AnnData object, pass what sv.fit or sv.load returned"
         )
-    if not isinstance(adata, anndata.AnnData):
-        raise InputError(
-            f"found a {type(adata).__name__}, expected an AnnData object, "
-            "read the file with anndata.read_h5ad"
-        )
+    expect_anndata(adata)
     config = fitted.data_config
     if config.split_key not in adata.obs:
         config = dataclasses.replace(config, split_key=None)

@@ -377,6 +377,7 @@ def test_a_run_of_another_version(copied, number):
         ({"summary": ...}, "found no 'summary' in .*config.json, expected a whole run"),
         ({"model": None}, "found .*expected .*ModelConfig"),
         ({"batches": None}, "found .*expected .*"),
+        ({"sha256": None}, "found .*expected a whole run"),
         ({"model__hidden_sizes": 8}, "found hidden_sizes=8"),
         ({"model__likelihood_options": None}, "found .*expected"),
     ],
