@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scvae_jax import batches, datasets, evaluation, objectives, training
+from scvae_jax import batches, datasets, evaluation, objectives, steps, training
 from scvae_jax.checkpoints import versions
-from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
+from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
 from scvae_jax.models import from_config, named_likelihood
 
@@ -52,8 +52,8 @@ def measure(likelihood: str, n_genes: int, batch_size: int, repeats: int) -> dic
         cells, index[0], weight[0]
     )
     model = from_config(config, named_likelihood(config), n_genes=n_genes)
-    optimizer = training.default_optimizer(TrainConfig(), 1000)
-    state = jax.jit(lambda key: training.init_train_state(model, optimizer, key))(
+    optimizer = steps.default_optimizer(1000)
+    state = jax.jit(lambda key: steps.init_train_state(model, optimizer, key))(
         jax.random.key(0)
     )
 
@@ -73,8 +73,8 @@ def measure(likelihood: str, n_genes: int, batch_size: int, repeats: int) -> dic
     programs = {"before the draw": jax.jit(before_draw).lower(state, batch).compile()}
     for n_samples in SAMPLES:
         objective = objectives.importance_weighted(n_samples)
-        step = jax.jit(training.make_train_step(model, objective, optimizer))
-        programs[str(n_samples)] = step.lower(state, batch).compile()
+        train_step = jax.jit(steps.make_train_step(model, objective, optimizer))
+        programs[str(n_samples)] = train_step.lower(state, batch).compile()
     calls = {n: partial(program, state, batch) for n, program in programs.items()}
     times = seconds(calls, repeats)
     one = times["1"]

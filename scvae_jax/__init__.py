@@ -1,7 +1,7 @@
 """Deep generative models of raw single-cell counts, in JAX.
 
 Axes, in every docstring: B cells, G genes, L latent dimensions, S importance samples,
-C batches. Bounds are in nats per cell, and higher is better.
+K clusters, C batches. Bounds are in nats per cell, and higher is better.
 """
 
 import importlib
@@ -15,11 +15,15 @@ _PUBLIC = {
     "Fitted": "checkpoints",
     "load": "checkpoints",
     "fit": "training",
-    "make_train_step": "training",
-    "init_train_state": "training",
+    "fit_many": "training",
+    "make_train_step": "steps",
+    "init_train_state": "steps",
     "evaluate": "evaluation",
     "apply": "analysis",
+    "denoise": "analysis",
+    "sweep_clusters": "analysis",
     "vae": "models",
+    "gmvae": "models",
     "Model": "models",
     "Modality": "models",
 }

@@ -1,17 +1,46 @@
 """Results into AnnData, for scanpy to take it from there."""
 
+import itertools
 import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import anndata
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 
+from scvae_jax import batches
+from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted, versions
-from scvae_jax.config import InputWarning, check_count, to_json
-from scvae_jax.evaluation import cell_bounds, prepare_as, split_of
-from scvae_jax.training import cells_to_device
+from scvae_jax.clusters import agreement
+from scvae_jax.config import (
+    InputError,
+    InputWarning,
+    check_count,
+    listing,
+    to_json,
+)
+from scvae_jax.counts import CountData
+from scvae_jax.evaluation import (
+    CellBounds,
+    cell_bounds,
+    prepare_as,
+    scores,
+    split_of,
+)
+from scvae_jax.latents import sample
+from scvae_jax.models import Model
+from scvae_jax.training import cells_to_device, fit_many
+
+Array = jax.Array
 
 # samples that smooth the noise of a cell's bound
 N_SAMPLES = 10
+# genes that are named for each cluster
+N_MARKERS = 25
 
 
 def apply(
@@ -46,6 +75,23 @@ def apply(
         obs["scvae_split"]: train, validation, test or new (categorical).
         uns["scvae"]: settings, versions and the number of samples.
 
+        Of a mixture also:
+
+        obs["scvae_cluster"]: the most probable cluster (categorical), "0" the largest
+            among the cells of the training.
+        obsm["scvae_cluster_probabilities"]: [n, K] q(y|x).
+        obs["scvae_cluster_entropy"]: its entropy, nats; 0 where a cell is certain.
+        obs["scvae_cluster_confidence"]: with alternatives, the share of all fits that
+            put the cell where this one does, clusters matched one to one.
+        uns["scvae"]["cluster_sizes"]: [K] number of these cells in each cluster.
+        uns["scvae"]["cluster_prototypes"]: table [K, G] of mean expression, decoded
+            from the centre of each component at the median depth of the cells, averaged
+            over batches.
+        uns["scvae"]["cluster_genes"]: table of the 25 genes that most set each cluster
+            apart by decoded expression, best first: highest Poisson divergence
+            m log(m/r) - m + r of its mean m from the mean r of the other clusters,
+            among the genes with m > r.
+
     Raises:
         InputError: for data that cannot be used: genes missing, unknown batches.
     """
@@ -60,14 +106,9 @@ def apply(
             InputWarning,
             stacklevel=2,
         )
-    figures = cell_bounds(
-        fitted.model,
-        fitted.params,
-        cells_to_device(data, slice(None)),
-        n_samples=N_SAMPLES,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    cells = cells_to_device(data, slice(None))
+    options = {"n_samples": N_SAMPLES, "batch_size": batch_size, "seed": seed}
+    figures = cell_bounds(fitted.model, fitted.params, cells, **options)
     if copy:
         adata = _own(adata)
     elif adata.is_view:
@@ -87,7 +128,257 @@ def apply(
         "n_samples": N_SAMPLES,
         "versions": versions(),
     }
+    if fitted.model.n_clusters:
+        codes = [figures.probabilities.argmax(axis=1)]
+        for other in fitted.alternatives:
+            theirs = cell_bounds(other.model, other.params, cells, **options)
+            codes.append(theirs.probabilities.argmax(axis=1))
+        _write_clusters(adata, fitted, figures, codes, data, key_added)
     return adata if copy else None
+
+
+def _write_clusters(
+    adata: anndata.AnnData,
+    fitted: Fitted,
+    figures: CellBounds,
+    codes: Sequence[np.ndarray],
+    data: CountData,
+    key: str,
+) -> None:
+    n_clusters, r = fitted.model.n_clusters, figures.probabilities
+    sizes = np.bincount(codes[0], minlength=n_clusters)
+    names = [str(k) for k in range(n_clusters)]
+    used = [names[k] for k in range(n_clusters) if sizes[k]]
+    labels = np.array(names)[codes[0]]
+    adata.obs[f"{key}_cluster"] = pd.Categorical(labels, categories=used)
+    adata.obsm[f"{key}_cluster_probabilities"] = r
+    entropy = jax.scipy.special.entr(r).sum(axis=1)
+    adata.obs[f"{key}_cluster_entropy"] = np.array(entropy)
+    if len(codes) > 1:
+        adata.obs[f"{key}_cluster_confidence"] = agreement(codes)
+    mean = prototypes(fitted, depth=float(np.median(data.depth)))
+    adata.uns[key] |= {
+        "cluster_sizes": sizes,
+        "cluster_prototypes": pd.DataFrame(mean, index=names, columns=fitted.genes),
+        "cluster_genes": distinguishing_genes(mean, sizes, fitted.genes),
+    }
+
+
+def prototypes(fitted: Fitted, *, depth: float) -> np.ndarray:
+    """Mean expression at the centre of each component of a mixture.
+
+    Args:
+        fitted: a mixture.
+        depth: of a cell, counts.
+
+    Returns:
+        [K, G] counts, averaged over the batches.
+    """
+    model, params = fitted.model, fitted.params
+    shape = (model.n_clusters, model.modalities[0].n_features)
+    depths = jnp.full(shape[0], depth, jnp.float32)
+    means = []
+    for code in range(max(1, len(fitted.batches))):
+        categorical = jnp.full((shape[0], 1), code, jnp.int32)
+        batch = batches.dense_batch(
+            jnp.zeros(shape), depth=depths, categorical=categorical
+        )
+        (decoded,) = model.decode(params, params["prior"]["mean"], batch)
+        means.append(fitted.likelihood.mean(decoded))
+    return np.array(sum(means) / len(means))
+
+
+def distinguishing_genes(
+    prototypes: np.ndarray, sizes: np.ndarray, genes: np.ndarray
+) -> pd.DataFrame:
+    """Genes that set each cluster apart from the others by decoded expression.
+
+    Args:
+        prototypes: [K, G] mean expression.
+        sizes: [K] cells of each cluster, with which the others are averaged.
+        genes: [G] names.
+
+    Returns:
+        A column for each cluster with the names of its genes, best first.
+    """
+    columns = {}
+    for k, own in enumerate(prototypes):
+        weight = np.where(np.arange(len(sizes)) == k, 0.0, sizes + 1e-3)
+        rest = weight @ prototypes / max(weight.sum(), 1e-3)
+        # KL(Poisson(m) || Poisson(r)), in nats a cell
+        small = 1e-12
+        score = own * np.log((own + small) / (rest + small)) - own + rest
+        order = np.argsort(-np.where(own > rest, score, -1.0), kind="stable")
+        columns[str(k)] = np.asarray(genes, dtype=object)[order[:N_MARKERS]]
+    return pd.DataFrame(columns)
+
+
+def denoise(
+    adata: anndata.AnnData,
+    fitted: Fitted,
+    *,
+    batch: str | None = None,
+    layer_added: str = "scvae_denoised",
+    missing_genes: str = "error",
+    batch_size: int = 128,
+    seed: int = 0,
+    copy: bool = False,
+) -> anndata.AnnData | None:
+    """Write the expression that a fitted model expects of each cell into a layer.
+
+    Args:
+        adata: the cells.
+        fitted: the model.
+        batch: decode every cell as if it came from this batch; None: from its own.
+        layer_added: name of the layer.
+        missing_genes: for genes of the model that `adata` lacks: "error" or "zeros".
+        batch_size: cells at a time.
+        seed: of the samples.
+        copy: return an annotated copy and leave `adata` as it is.
+
+    Returns:
+        None, or the copy. Field written:
+
+        layers["scvae_denoised"]: [n, G] float32, E_q[mean of x | z] at the depth of
+            each cell, over 10 samples; genes that the model does not know are NaN.
+
+    Raises:
+        InputError: for data that cannot be used, or a batch that is not known.
+    """
+    check_count("seed", seed, 0, 2**32 - 1)
+    check_count("batch_size", batch_size, 1, 2**31 - 1)
+    data = prepare_as(adata, fitted, missing_genes)
+    as_batch = None
+    if batch is not None:
+        if batch not in fitted.batches:
+            raise InputError(
+                f"found batch={batch!r}, expected one of {listing(fitted.batches)}, "
+                "choose one that the model was fitted with"
+            )
+        as_batch = fitted.batches.index(batch)
+    cells = cells_to_device(data, slice(None))
+    positions, n_slots = batches.in_order(cells, batch_size)
+    column = pd.Index(fitted.genes).get_indexer(adata.var_names)
+    denoised = np.full(adata.shape, np.nan, np.float32)
+    key = jax.random.key(seed)
+    # a batch at a time to the host: all cells and genes may not fit on the device
+    for number, (index, weight) in enumerate(zip(*positions, strict=True)):
+        mean = _denoise_batch(
+            fitted.model,
+            n_slots,
+            as_batch,
+            fitted.params,
+            cells,
+            (index, weight),
+            jax.random.fold_in(key, number),
+        )
+        rows = np.ix_(index[weight > 0], column >= 0)
+        denoised[rows] = np.asarray(mean)[weight > 0][:, column[column >= 0]]
+    if copy:
+        adata = _own(adata)
+    elif adata.is_view:
+        adata._init_as_actual(_own(adata))
+    adata.layers[layer_added] = denoised
+    return adata if copy else None
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _denoise_batch(
+    model: Model,
+    n_slots: int,
+    as_batch: int | None,
+    params: Any,
+    cells: CellData,
+    position: tuple[Array, Array],
+    key: Array,
+) -> Array:
+    """[B, G] expected counts."""
+    modality = model.modalities[0]
+    batch = batches.cut(cells, *position, modality.n_features, n_slots)
+    posterior = model.encode(params, batch)
+    if as_batch is not None:
+        batch = batch._replace(categorical=jnp.full_like(batch.categorical, as_batch))
+
+    def one(total: Array, key: Array) -> tuple[Array, None]:
+        z = sample(posterior, key, 1)[0]
+        if z.ndim == 2:
+            z = z[:, None]
+            log_r = jnp.zeros(z.shape[:2])
+        else:
+            log_r = jax.nn.log_softmax(posterior.mixture_distribution.logits)
+
+        def of_cluster(total: Array, y: tuple[Array, Array]) -> tuple[Array, None]:
+            z, log_r = y
+            (decoded,) = model.decode(params, z, batch)
+            return total + jnp.exp(log_r)[:, None] * modality.likelihood.mean(
+                decoded
+            ), None
+
+        clusters = (jnp.swapaxes(z, 0, 1), log_r.T)
+        return jax.lax.scan(of_cluster, total, clusters)[0], None
+
+    start = jnp.zeros(batch.counts[0].x.shape)
+    total, _ = jax.lax.scan(one, start, jax.random.split(key, N_SAMPLES))
+    return total / N_SAMPLES
+
+
+def sweep_clusters(
+    adata: anndata.AnnData,
+    config: Any,
+    train_config: Any = None,
+    *,
+    n_clusters: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+    **data: Any,
+) -> pd.DataFrame:
+    """Fit mixtures of several numbers of clusters, to choose one.
+
+    Args:
+        adata: the cells.
+        config: a ModelConfig with model="gmvae".
+        train_config: a TrainConfig; None for the defaults.
+        n_clusters: the numbers K to try.
+        seeds: fits of each.
+        **data: where the data is, as in `fit`.
+
+    Returns:
+        A row for each K: validation_bound (mean over seeds) and its standard deviation,
+        stability (mean adjusted Rand index between pairs of seeds over all cells), and
+        clusters_used (mean). `plots.cluster_sweep` draws it.
+
+    Raises:
+        InputError: for data or settings that cannot be used.
+    """
+    if getattr(config, "model", None) != "gmvae" or len(n_clusters) == 0:
+        raise InputError(
+            f"found {config!r} and n_clusters={list(n_clusters)}, expected a "
+            "ModelConfig of model='gmvae' and numbers to try, pass them"
+        )
+    rows = []
+    for k in n_clusters:
+        chosen = type(config)(**to_json(config) | {"n_clusters": k})
+        fitted = fit_many(adata, chosen, train_config, seeds=seeds, **data)
+        fits = (fitted, *fitted.alternatives)
+        cells = cells_to_device(prepare_as(adata, fitted), slice(None))
+        codes = [
+            cell_bounds(f.model, f.params, cells, n_samples=1).probabilities.argmax(1)
+            for f in fits
+        ]
+        pairs = [
+            1.0 if len(set(one)) == 1 else scores(two, one.astype(str), "seeds")["ari"]
+            for one, two in itertools.combinations(codes, 2)
+        ]
+        bounds = np.array([f.summary["validation_bound"] for f in fits])
+        rows.append(
+            {
+                "n_clusters": k,
+                "validation_bound": bounds.mean(),
+                "validation_bound_sd": bounds.std(ddof=1) if len(fits) > 1 else np.nan,
+                "stability": np.mean(pairs) if pairs else np.nan,
+                "clusters_used": np.mean([f.summary["clusters_used"] for f in fits]),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _own(adata: anndata.AnnData) -> anndata.AnnData:

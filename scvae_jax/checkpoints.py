@@ -5,6 +5,7 @@ genes.json    gene names, in the model's order
 cells.csv     the cells that were fitted, and their part of the split
 history.json  the bounds of every epoch
 params/       orbax
+alternatives/ other fits of the same cells, if any, each a run folder
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from scvae_jax.config import (
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model, from_config, named_likelihood
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("config.json", "genes.json", "cells.csv", "history.json", "params")
 PACKAGES = ("scvae_jax", "jax", "flax", "optax", "distrax", "numpy", "anndata")
 
@@ -55,6 +56,7 @@ class Fitted:
         history: for each epoch a dict of figures, bounds in nats per cell.
         summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like.
         versions: of Python's packages and of the device at the time.
+        alternatives: other fits of the same cells, best first.
     """
 
     model: Model
@@ -69,6 +71,7 @@ class Fitted:
     history: list[dict[str, float]]
     summary: dict[str, Any]
     versions: dict[str, str]
+    alternatives: tuple["Fitted", ...] = ()
 
     @property
     def likelihood(self) -> Likelihood:
@@ -86,17 +89,13 @@ class Fitted:
             InputError: if the folder exists and `overwrite` is false, or if it is
                 there and is not a run folder.
         """
-        import orbax.checkpoint
-
         path = Path(path).absolute()
         check_free(path, overwrite)
         made = [p for p in path.parents if not p.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
-            with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-                checkpointer.save(part / "params", self.params)
-            self._write_text(part)
+            self._write(part)
             _replace(path, part)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
@@ -104,7 +103,15 @@ class Fitted:
                 folder.rmdir()
             raise
 
-    def _write_text(self, folder: Path) -> None:
+    def _write(self, folder: Path) -> None:
+        import orbax.checkpoint
+
+        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / "params", self.params)
+        for number, other in enumerate(self.alternatives, start=1):
+            place = folder / "alternatives" / f"{number:04d}"
+            place.mkdir(parents=True)
+            other._write(place)
         config = {
             "format": FORMAT,
             "model": to_json(self.config),
@@ -301,6 +308,10 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         history=history,
         summary=summary,
         versions=versions,
+        alternatives=tuple(
+            load(folder, likelihood=likelihood)
+            for folder in sorted((path / "alternatives").glob("*"))
+        ),
     )
 
 

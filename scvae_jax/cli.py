@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Heavy imports wait for the command."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -10,7 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from scvae_jax.config import InputError, InputWarning, ModelConfig, TrainConfig
+from scvae_jax.config import (
+    InputError,
+    InputWarning,
+    ModelConfig,
+    TrainConfig,
+    check_count,
+)
 
 app = typer.Typer(
     help="Deep generative models of raw single-cell counts.",
@@ -74,10 +81,21 @@ def _show_warning(message, *_args, **_kwargs) -> None:
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    model: Annotated[str, typer.Option(help="vae or gmvae.")] = MODEL.model,
     likelihood: Annotated[str, typer.Option(help="Its name.")] = MODEL.likelihood,
     likelihood_option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE, such as dispersion=gene_batch or k_max=5."),
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(help=f"Of a gmvae; default: {MODEL.n_clusters}."),
+    ] = None,
+    posterior: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of a gmvae: shared or conditional; default: {MODEL.posterior}."
+        ),
     ] = None,
     latent_size: Annotated[int, typer.Option(help="Dimensions.")] = MODEL.n_latent,
     hidden_sizes: Annotated[
@@ -111,11 +129,18 @@ def train(
         str, typer.Option(help="Fractional counts: error, round or allow.")
     ] = "error",
     seed: Seed = TRAIN.seed,
+    seeds: Annotated[
+        int,
+        typer.Option(help="Fits, each of a seed of its own."),
+    ] = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fit a model to the counts of DATA and write a run folder."""
+    check_count("seeds", seeds, 1, 2**10)
     config = ModelConfig(
+        model=model,
+        **_mixture(model, clusters, posterior),
         likelihood=likelihood,
         likelihood_options=_likelihood_options(likelihood_option or []),
         n_latent=latent_size,
@@ -132,10 +157,11 @@ def train(
     from scvae_jax import checkpoints, counts, training
 
     checkpoints.check_free(out, overwrite)
-    fitted = training.fit(
+    fitted = training.fit_many(
         counts.read_h5ad(data),
         config,
         train_config,
+        seeds=range(seed, seed + seeds),
         layer=layer,
         batch_key=batch_key,
         size_factor_key=size_factor_key,
@@ -188,18 +214,32 @@ def apply(
     run: Run,
     data: Data,
     out: Annotated[Path, typer.Option(help="The .h5ad file to write.")],
+    denoised: Annotated[
+        bool, typer.Option("--denoised", help="Add a layer of denoised expression.")
+    ] = False,
+    batch: Annotated[
+        str | None, typer.Option(help="Denoise as if every cell were of this batch.")
+    ] = None,
     missing_genes: MissingGenes = "error",
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write DATA with latent coordinates and the bound of each cell to a new file."""
+    """Write DATA with latent coordinates, clusters and bounds to a new file."""
+    if batch is not None and not denoised:
+        raise InputError(
+            "found --batch without --denoised, expected both, add --denoised"
+        )
     from scvae_jax import analysis, checkpoints, counts
 
     _check_free_file(out, overwrite)
     fitted = checkpoints.load(run)
     adata = counts.read_h5ad(data)
     analysis.apply(adata, fitted, missing_genes=missing_genes, seed=seed)
+    if denoised:
+        analysis.denoise(
+            adata, fitted, batch=batch, missing_genes=missing_genes, seed=seed
+        )
     _write_h5ad(adata, out)
     figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
     _print(figures | {"out": str(out)}, as_json)
@@ -215,7 +255,8 @@ def demo(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fit 700 real blood cells that need no download, and draw their latent space."""
+    """Cluster 700 real blood cells that need no download, and draw them."""
+    config = dataclasses.replace(MODEL, model="gmvae")
     train_config = TrainConfig(epochs=epochs, seed=seed)
     run, file, picture = out / "run", out / "annotated.h5ad", out / "latent.png"
     from scvae_jax import analysis, checkpoints, datasets, evaluation, plots, training
@@ -224,26 +265,21 @@ def demo(
     for path in (file, picture):
         _check_free_file(path, overwrite)
     adata = datasets.pbmc68k_reduced()
-    fitted = training.fit(adata, MODEL, train_config)
+    fitted = training.fit(adata, config, train_config)
     fitted.save(run, overwrite=overwrite)
     figures = evaluation.evaluate(adata, fitted, seed=seed)
     analysis.apply(adata, fitted, seed=seed)
-    # held-out cells alone are too few to cluster: all cells, and it is said so
-    latent, labels = adata.obsm["X_scvae"], adata.obs["bulk_labels"]
-    scores = evaluation.kmeans_scores(
-        latent, labels.astype(str).to_numpy(), "bulk_labels", seed
-    )
-    clusters = evaluation.kmeans(latent, scores["n_labels"], seed)
-    adata.obs["kmeans"] = clusters.astype(str)
-    adata.obs["kmeans"] = adata.obs["kmeans"].astype("category")
-    method = plots.latent_space(
-        adata, picture, basis="X_scvae", colors=("bulk_labels", "kmeans"), seed=seed
-    )
+    # held-out cells alone are too few to score clusters by: all cells, as it says
+    labels = adata.obs["bulk_labels"].astype(str).to_numpy()
+    codes = adata.obs["scvae_cluster"].astype(str).to_numpy()
+    scores = evaluation.scores(codes, labels, "bulk_labels")
+    colors = ("bulk_labels", "scvae_cluster")
+    method = plots.latent_space(adata, picture, colors=colors, seed=seed)
     _write_h5ad(adata, file)
     figures |= {
-        "kmeans_ari": scores["ari"],
-        "kmeans_nmi": scores["nmi"],
-        "kmeans_cells": scores["n_scored"],
+        "ari": scores["ari"],
+        "nmi": scores["nmi"],
+        "n_scored": scores["n_scored"],
         "seconds": fitted.summary["total_seconds"],
         "epochs": fitted.summary["epochs"],
         "run": str(run),
@@ -251,6 +287,25 @@ def demo(
         "picture": f"{picture} ({method})",
     }
     _print(figures, as_json)
+
+
+def _mixture(model: str, clusters: int | None, posterior: str | None) -> dict[str, Any]:
+    """Settings of a gmvae that were given; a vae has none."""
+    given = {"n_clusters": clusters, "posterior": posterior}
+    given = {name: value for name, value in given.items() if value is not None}
+    if model == "vae" and given:
+        raise InputError(
+            "found --clusters or --posterior for a vae, expected them with a gmvae "
+            "alone, choose --model gmvae"
+        )
+    if model == "gmvae" and clusters is None:
+        warnings.warn(
+            f"{MODEL.n_clusters} clusters are used, as --clusters was not given; "
+            "sv.sweep_clusters compares several numbers",
+            InputWarning,
+            stacklevel=2,
+        )
+    return given
 
 
 def _sizes(text: str) -> tuple[int, ...]:

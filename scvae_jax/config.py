@@ -58,12 +58,60 @@ def _check_range(name: str, value: Any, low: float, high: float) -> None:
     )
 
 
+def check_clusters(
+    n_clusters: Any, posterior: Any, mixture_weights: Any, component_covariance: Any
+) -> None:
+    """Refuse what no mixture can be made of.
+
+    Args:
+        n_clusters: K, a whole number of at least 1.
+        posterior: "shared" or "conditional".
+        mixture_weights: "uniform", "learned" or K probabilities that sum to 1.
+        component_covariance: "shared", "diagonal" or "full".
+
+    Raises:
+        InputError: for anything else.
+    """
+    check_count("n_clusters", n_clusters, 1, 2**16)
+    for name, value, known in (
+        ("posterior", posterior, ("shared", "conditional")),
+        ("component_covariance", component_covariance, ("shared", "diagonal", "full")),
+    ):
+        _check(
+            value in known,
+            f"{name}={value!r}",
+            " or ".join(known),
+            "choose one of these",
+        )
+    if isinstance(mixture_weights, str):
+        _check(
+            mixture_weights in ("uniform", "learned"),
+            f"mixture_weights={mixture_weights!r}",
+            "uniform, learned or a list of probabilities",
+            "choose one of these",
+        )
+        return
+    weights = [float(weight) for weight in mixture_weights]
+    _check(
+        len(weights) == n_clusters,
+        f"{len(weights)} mixture_weights for {n_clusters} clusters",
+        "one for each cluster",
+        "give as many",
+    )
+    _check(
+        min(weights) > 0 and abs(sum(weights) - 1) < 1e-5,
+        f"mixture_weights that sum to {sum(weights):.6g}, the least {min(weights):.3g}",
+        "positive ones that sum to 1",
+        "divide them by their sum",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """What is fitted.
 
     Attributes:
-        model: "vae".
+        model: "vae" or "gmvae".
         likelihood: a name in `scvae_jax.likelihoods.FACTORIES`.
         likelihood_options: arguments of its factory (dispersion, mean, k_max).
         n_latent: dimensions of the latent space.
@@ -72,6 +120,12 @@ class ModelConfig:
         dropout_input: share of the non-zero inputs hidden from the encoder in training.
         dropout_hidden: dropout on the encoder's hidden layers.
         dropout_decoder: dropout on the decoder's hidden layers.
+        n_clusters: components K of a gmvae's mixture; a vae has none.
+        posterior: of a gmvae, "shared" (q(z|x), one decode whatever K) or
+            "conditional" (q(y|x) q(z|x,y), K decodes).
+        mixture_weights: of a gmvae, "uniform", "learned", or K probabilities.
+        component_covariance: of a gmvae, "shared" (one scale for all), "diagonal" or
+            "full".
 
     Raises:
         InputError: for a value out of range.
@@ -86,6 +140,10 @@ class ModelConfig:
     dropout_input: float = 0.3
     dropout_hidden: float = 0.2
     dropout_decoder: float = 0.1
+    n_clusters: int = 10
+    posterior: str = "shared"
+    mixture_weights: str | tuple[float, ...] = "uniform"
+    component_covariance: str = "shared"
 
     def __post_init__(self) -> None:
         _check(
@@ -101,7 +159,20 @@ class ModelConfig:
             "a dict of options",
             "change likelihood_options",
         )
-        _check(self.model == "vae", f"model={self.model!r}", "vae", "change model")
+        _check(
+            self.model in ("vae", "gmvae"),
+            f"model={self.model!r}",
+            "vae or gmvae",
+            "choose one of these",
+        )
+        if isinstance(self.mixture_weights, list):
+            object.__setattr__(self, "mixture_weights", tuple(self.mixture_weights))
+        check_clusters(
+            self.n_clusters,
+            self.posterior,
+            self.mixture_weights,
+            self.component_covariance,
+        )
         check_count("n_latent", self.n_latent, 1, 2**16)
         for size in self.hidden_sizes:
             check_count("hidden_sizes", size, 1, 2**16)
@@ -121,8 +192,12 @@ class TrainConfig:
         weight_decay: of AdamW, on weight matrices alone.
         n_samples: importance samples S; 1 trains by the ELBO with its analytic KL, more
             by the importance-weighted bound.
-        kl_warmup: share of the steps over which the KL weight rises from 0 to 1.
-        free_nats: KL in nats per cell that costs nothing; with n_samples=1 alone.
+        kl_weight: weight of the KL terms after the warm-up; what is reported is at 1.
+        kl_warmup: share of the steps of a phase over which it rises from 0.
+        free_nats: KL of z in nats per cell that costs nothing; with n_samples=1 alone.
+        free_nats_y: of a gmvae, KL of y that costs nothing; with n_samples=1 alone.
+        start: of a gmvae, share of the epochs that it trains as a VAE, before its
+            components are placed by k-means on the latents.
         patience: epochs without a better validation bound before training stops.
         validation_fraction: share of cells held out where no split is given.
         test_fraction: share of cells set aside untouched where no split is given.
@@ -137,8 +212,11 @@ class TrainConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     n_samples: int = 1
+    kl_weight: float = 1.0
     kl_warmup: float = 0.1
     free_nats: float = 0.0
+    free_nats_y: float = 0.0
+    start: float = 1 / 3
     patience: int = 40
     validation_fraction: float = 0.1
     test_fraction: float = 0.0
@@ -153,8 +231,11 @@ class TrainConfig:
         check_count("seed", self.seed, 0, 2**32 - 1)
         _check_range("learning_rate", self.learning_rate, 0.0, 10.0)
         _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        _check_range("kl_weight", self.kl_weight, 0.0, 1e3)
         _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
         _check_range("free_nats", self.free_nats, 0.0, 1e6)
+        _check_range("free_nats_y", self.free_nats_y, 0.0, 1e6)
+        _check_range("start", self.start, 0.0, 1.0)
         _check_range("validation_fraction", self.validation_fraction, 0.0, 1.0)
         _check_range("test_fraction", self.test_fraction, 0.0, 1.0)
         _check(
@@ -166,8 +247,9 @@ class TrainConfig:
             "change the fractions",
         )
         _check(
-            self.n_samples == 1 or self.free_nats == 0,
-            f"free_nats={self.free_nats} with n_samples={self.n_samples}",
+            self.n_samples == 1 or max(self.free_nats, self.free_nats_y) == 0,
+            f"free_nats={self.free_nats} and free_nats_y={self.free_nats_y} with "
+            f"n_samples={self.n_samples}",
             "free nats with one sample alone",
             "set one of them back",
         )

@@ -20,11 +20,22 @@ from scvae_jax.counts import (
     obs_column,
     prepare,
 )
+from scvae_jax.epochs import ALIVE, effective_number
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
+from scvae_jax.objectives import (
+    elbo_parts,
+    importance_weighted_bound,
+    log_responsibilities,
+)
 from scvae_jax.training import cells_to_device
 
 Array = jax.Array
+
+NO_SCIKIT_LEARN = (
+    "found no scikit-learn, expected it for k-means and scores, "
+    "pip install 'scvae_jax[analysis]'"
+)
 
 
 class CellBounds(NamedTuple):
@@ -35,7 +46,9 @@ class CellBounds(NamedTuple):
         elbo: [n] evidence lower bound, E_q[log p(x|z)] averaged over the samples.
         importance_weighted_bound: [n] of the same samples.
         log_likelihood: [n] E_q[log p(x|z)].
-        kl_z: [n] KL(q(z|x) || p(z)), in closed form.
+        kl_z: [n] KL(q(z|x) || p(z)), in as closed a form as there is.
+        kl_y: [n] KL(q(y|x) || p(y)), 0 without clusters.
+        probabilities: [n, K] q(y|x), mean over the samples; K is 1 without clusters.
     """
 
     latent: np.ndarray
@@ -43,6 +56,8 @@ class CellBounds(NamedTuple):
     importance_weighted_bound: np.ndarray
     log_likelihood: np.ndarray
     kl_z: np.ndarray
+    kl_y: np.ndarray
+    probabilities: np.ndarray
 
 
 def cell_bounds(
@@ -96,19 +111,38 @@ def _cell_bounds(
         key_batch = jax.random.fold_in(key, number)
 
         def one(carry, s):
-            log_total, mean_log_px, _ = carry
+            log_total, means = carry
             z = sample(posterior, jax.random.fold_in(key_batch, s), 1)[0]
             terms = model.weigh(params, z, posterior, batch)
-            log_weight = terms.log_px + terms.log_pz - terms.log_qz
+            terms = jax.tree.map(lambda value: value[None], terms)
+            r = jnp.exp(log_responsibilities(terms))[0]
             # a running mean keeps its digits where a sum over many samples would not
-            mean_log_px += (terms.log_px - mean_log_px) / (s + 1)
-            return (jnp.logaddexp(log_total, log_weight), mean_log_px, terms.kl_z), None
+            means = jax.tree.map(
+                lambda mean, new: mean + (new - mean) / (s + 1),
+                means,
+                (*elbo_parts(terms), r),
+            )
+            return (
+                jnp.logaddexp(log_total, importance_weighted_bound(terms)),
+                means,
+            ), None
 
-        n_cells = position[0].shape
-        start = (jnp.full(n_cells, -jnp.inf), jnp.zeros(n_cells), jnp.zeros(n_cells))
-        (log_total, log_px, kl_z), _ = jax.lax.scan(one, start, jnp.arange(n_samples))
-        bound = log_total - jnp.log(n_samples)
-        figures = CellBounds(posterior.mean(), log_px - kl_z, bound, log_px, kl_z)
+        zeros = jnp.zeros(position[0].shape)
+        n_clusters = max(model.n_clusters, 1)
+        means = (zeros, zeros, zeros, jnp.zeros((*zeros.shape, n_clusters)))
+        (log_total, means), _ = jax.lax.scan(
+            one, (zeros - jnp.inf, means), jnp.arange(n_samples)
+        )
+        log_px, kl_z, kl_y, r = means
+        figures = CellBounds(
+            latent=posterior.mean(),
+            elbo=log_px - kl_z - kl_y,
+            importance_weighted_bound=log_total - jnp.log(n_samples),
+            log_likelihood=log_px,
+            kl_z=kl_z,
+            kl_y=kl_y,
+            probabilities=r,
+        )
         return number + 1, figures
 
     return jax.lax.scan(of_batch, 0, positions)[1]
@@ -205,9 +239,11 @@ def evaluate(
 
     Returns:
         n_cells, split, elbo, importance_weighted_bound, n_samples, log_likelihood and
-        kl_z, in nats per cell. With a score key: ari and nmi of k-means on the latents
-        with as many clusters as labels (so `oracle_k` is true), n_labels, and n_scored
-        of the cells, those with a label.
+        kl_z, in nats per cell. Of a mixture also kl_y; clusters_used, those with at
+        least 1 % of the cells; and effective_clusters, exp of the entropy of the mean
+        q(y|x). With a score key: ari and nmi, of a mixture's own clusters, or of
+        k-means on the latents with as many clusters as labels (`oracle_k` is true
+        then), n_labels, and n_scored of the cells, those with a label.
 
     Raises:
         InputError: for data that cannot be used, or a part of the split without cells.
@@ -231,7 +267,7 @@ def evaluate(
     )
     means = {
         name: float(getattr(figures, name).mean(dtype=np.float64))
-        for name in ("elbo", "importance_weighted_bound", "log_likelihood", "kl_z")
+        for name in CellBounds._fields[1:-1]
     }
     result = {
         "n_cells": int(where.sum()),
@@ -242,11 +278,24 @@ def evaluate(
         "log_likelihood": means["log_likelihood"],
         "kl_z": means["kl_z"],
     }
+    n_clusters = fitted.model.n_clusters
+    if n_clusters:
+        codes = figures.probabilities.argmax(axis=1)
+        share = np.bincount(codes, minlength=n_clusters) / len(codes)
+        result["kl_y"] = means["kl_y"]
+        result["n_clusters"] = n_clusters
+        result["clusters_used"] = int((share >= ALIVE).sum())
+        result["effective_clusters"] = float(
+            effective_number(figures.probabilities.mean(axis=0))
+        )
     if labels is not None:
         labels = labels[where]
         known = labels.notna().to_numpy()
         names = labels[known].astype(str).to_numpy()
-        result |= kmeans_scores(figures.latent[known], names, score_key, seed)
+        if n_clusters:
+            result |= scores(codes[known], names, score_key) | {"oracle_k": False}
+        else:
+            result |= kmeans_scores(figures.latent[known], names, score_key, seed)
     return result
 
 
@@ -290,10 +339,7 @@ def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
     try:
         from sklearn.cluster import KMeans
     except ImportError:
-        raise ImportError(
-            "found no scikit-learn, expected it for k-means and scores, "
-            "pip install 'scvae_jax[analysis]'"
-        ) from None
+        raise ImportError(NO_SCIKIT_LEARN) from None
     if n_clusters > len(latent):
         raise InputError(
             f"found {n_clusters} clusters for {len(latent)} cells, expected fewer "
@@ -316,24 +362,50 @@ def kmeans_scores(
         seed: of k-means.
 
     Returns:
-        ari, nmi, oracle_k, n_labels, n_scored.
+        ari, nmi, n_labels, n_scored, oracle_k.
 
     Raises:
         InputError: with fewer than two labels, for which nothing is defined.
     """
+    n_labels = len(_expect_labels(labels, key))
+    codes = kmeans(latent, n_labels, seed)
+    return scores(codes, labels, key) | {"oracle_k": True}
+
+
+def scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, Any]:
+    """Agreement of clusters with labels.
+
+    Args:
+        codes: [n] clusters.
+        labels: [n] strings.
+        key: their name, for messages.
+
+    Returns:
+        ari (adjusted Rand index), nmi (normalised mutual information), n_labels,
+        n_scored.
+
+    Raises:
+        ImportError: without scikit-learn.
+        InputError: with fewer than two labels, for which nothing is defined.
+    """
+    kinds = _expect_labels(labels, key)
+    try:
+        from sklearn import metrics
+    except ImportError:
+        raise ImportError(NO_SCIKIT_LEARN) from None
+    return {
+        "ari": float(metrics.adjusted_rand_score(labels, codes)),
+        "nmi": float(metrics.normalized_mutual_info_score(labels, codes)),
+        "n_labels": len(kinds),
+        "n_scored": len(labels),
+    }
+
+
+def _expect_labels(labels: np.ndarray, key: str) -> np.ndarray:
     kinds = np.unique(labels)
     if len(kinds) < 2:
         raise InputError(
             f"found {len(kinds)} label in {key!r} among the cells ({listing(kinds)}), "
             "expected two or more, as agreement is undefined, choose another column"
         )
-    codes = kmeans(latent, len(kinds), seed)
-    from sklearn import metrics
-
-    return {
-        "ari": float(metrics.adjusted_rand_score(labels, codes)),
-        "nmi": float(metrics.normalized_mutual_info_score(labels, codes)),
-        "oracle_k": True,
-        "n_labels": len(kinds),
-        "n_scored": len(labels),
-    }
+    return kinds

@@ -35,17 +35,58 @@ def diagonal_normal(mean: Array, log_scale: Array) -> distrax.Independent:
     return distrax.Independent(distrax.Normal(mean, jnp.exp(log_scale)), 1)
 
 
-def sample(distribution: distrax.Independent, key: Array, n_samples: int) -> Array:
-    """Samples of each distribution of the batch.
+def components(
+    mean: Array, log_scale: Array, correlation: Array | None = None
+) -> distrax.Distribution:
+    """The components p(z|y) of a mixture prior.
 
     Args:
-        distribution: normal, of batch shape [B].
+        mean: [K, L].
+        log_scale: log of the standard deviations: [1, 1] for one that all share, else
+            [K, L]; of a full covariance, log of the diagonal of its Cholesky factor.
+        correlation: [K, L, L] whose part below the diagonal is that of the Cholesky
+            factors; None for independent dimensions.
+
+    Returns:
+        Normal distributions over [L], of batch shape [1, K].
+    """
+    scale = jnp.broadcast_to(jnp.exp(log_scale), mean.shape)[None]
+    if correlation is None:
+        return distrax.Independent(distrax.Normal(mean[None], scale), 1)
+    diagonal = scale[..., None] * jnp.eye(mean.shape[-1])[None, None]
+    factor = jnp.tril(correlation, -1)[None] + diagonal
+    return distrax.MultivariateNormalTri(mean[None], factor)
+
+
+def divergence(posterior: distrax.Independent, prior: distrax.Distribution) -> Array:
+    """KL(q(z|x,y) || p(z|y)) in closed form.
+
+    Args:
+        posterior: normal with independent dimensions, of batch shape [B, K].
+        prior: from `components`.
+
+    Returns:
+        [B, K] nats.
+    """
+    if isinstance(prior, distrax.MultivariateNormalTri):
+        posterior = distrax.MultivariateNormalDiag(posterior.mean(), posterior.stddev())
+    return posterior.kl_divergence(prior)
+
+
+def sample(distribution: distrax.Distribution, key: Array, n_samples: int) -> Array:
+    """Samples of each normal of the batch.
+
+    Args:
+        distribution: normal with independent dimensions, of batch shape [B]; of a
+            mixture over clusters, each of its components is sampled.
         key: of the draw.
         n_samples: S.
 
     Returns:
-        [S, B, L].
+        [S, B, L], of a mixture [S, B, K, L].
     """
+    if isinstance(distribution, distrax.MixtureSameFamily):
+        distribution = distribution.components_distribution
     mean, scale = distribution.mean(), distribution.stddev()
     # a flat draw: numbers in the shape [S, B, L] take XLA five times as long to compile
     noise = jax.random.normal(key, (n_samples * mean.size,), mean.dtype)

@@ -1,20 +1,40 @@
-"""A model is a NamedTuple of pure functions; `vae` makes one."""
+"""A model is a NamedTuple of pure functions; `vae` and `gmvae` make one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 
 from scvae_jax.batches import Batch, Counts
-from scvae_jax.config import InputError, ModelConfig
-from scvae_jax.latents import diagonal_normal, sample, standard_normal
+from scvae_jax.config import InputError, ModelConfig, check_clusters
+from scvae_jax.latents import (
+    components,
+    diagonal_normal,
+    divergence,
+    sample,
+    standard_normal,
+)
 from scvae_jax.likelihoods import Covariates, Likelihood, from_name, total_log_prob
-from scvae_jax.networks import Decoder, Encoder, drop, init_params, keep_masks
+from scvae_jax.networks import (
+    ClusterEncoder,
+    Decoder,
+    Encoder,
+    drop,
+    init_params,
+    keep_masks,
+)
 from scvae_jax.objectives import Terms
 
 Array = jax.Array
 Tree = Any
+
+# entries of decoded arrays that stay in the cache of a CPU core
+CACHED = 2**18
+
+# scales of single components stay within exp(this) of the one they share
+MAX_DEPARTURE = 0.6931471805599453
 
 
 class Modality(NamedTuple):
@@ -34,15 +54,23 @@ class Model(NamedTuple):
     Attributes:
         modalities: what it generates.
         n_latent: L.
-        init: key -> params, a dict with "encoder", "decoder" and "free".
+        init: key -> params, a dict with "encoder", "decoder" and "free"; of a mixture
+            also "prior", and "clusters" where a network gives q(y|x).
         encode: (params, batch, dropout key or None) -> posterior q(z|x), a distrax
-            distribution of batch shape [B].
+            distribution of batch shape [B]; a mixture over q(y|x) where a network
+            gives it.
         decode: (params, z [B, L], batch, dropout key or None) -> the params of each
             modality's likelihood, a tuple.
-        weigh: (params, z [B, L], posterior, batch, dropout key or None) -> Terms of
-            this sample, without the axis S.
+        weigh: (params, z [B, L] or [B, K, L], posterior, batch, dropout key or None)
+            -> Terms of this sample, without the axis S.
         terms: (params, key, batch, n_samples, train) -> Terms: encodes once, draws S
             samples and maps `weigh` over them; one dropout mask per cell for all.
+        n_clusters: K, 0 without clusters.
+        start: of a mixture, the VAE of the same encoder and decoder, whose params are a
+            part of the mixture's, to train before components are placed; else None.
+        hidden: (params, batch, dropout key or None) -> q(z|x) of the VAE, and the last
+            hidden layer of the encoder, [B, n].
+        infer: of a mixture, (params, z [B, L]) -> log p(y|z), [B, K].
     """
 
     modalities: tuple[Modality, ...]
@@ -52,6 +80,10 @@ class Model(NamedTuple):
     decode: Callable[..., tuple[dict[str, Array], ...]]
     weigh: Callable[..., Terms]
     terms: Callable[..., Terms]
+    n_clusters: int = 0
+    start: Any = None
+    hidden: Callable[..., tuple[Any, Array]] | None = None
+    infer: Callable[[Tree, Array], Array] | None = None
 
 
 def vae(
@@ -110,7 +142,7 @@ def vae(
         free = {m.name: _initial_free(m, sizes) for m in modalities}
         return init_params(key, modules) | {"free": free}
 
-    def encode(params: Tree, batch: Batch, key: Array | None = None):
+    def encode_all(params: Tree, batch: Batch, key: Array | None = None):
         inputs = [
             _encoder_entries(m, c)
             for m, c in zip(modalities, batch.counts, strict=True)
@@ -126,8 +158,11 @@ def vae(
             [_lay_out(h, c) for h, c in zip(inputs, batch.counts, strict=True)], axis=-1
         )
         variables = {"params": params["encoder"]}
-        mean, log_scale = encoder.apply(variables, h, keep[len(inputs) :])
-        return diagonal_normal(mean, log_scale)
+        mean, log_scale, h = encoder.apply(variables, h, keep[len(inputs) :])
+        return diagonal_normal(mean, log_scale), h
+
+    def encode(params: Tree, batch: Batch, key: Array | None = None):
+        return encode_all(params, batch, key)[0]
 
     def decode(params: Tree, z: Array, batch: Batch, key: Array | None = None):
         columns = [
@@ -151,16 +186,171 @@ def vae(
         likelihood_params = decode(params, z, batch, key)
         return Terms(
             z=z,
-            log_px=sum(
-                _log_px(m, c, p)
-                for m, c, p in zip(
-                    modalities, batch.counts, likelihood_params, strict=True
-                )
-            ),
+            log_px=log_likelihood(modalities, batch, likelihood_params),
             log_pz=prior.log_prob(z),
             log_qz=posterior.log_prob(z),
             kl_z=posterior.kl_divergence(prior),
         )
+
+    return Model(
+        modalities,
+        n_latent,
+        init,
+        encode,
+        decode,
+        weigh,
+        _terms_of(encode, weigh),
+        hidden=encode_all,
+    )
+
+
+def gmvae(
+    modalities: Sequence[Modality],
+    *,
+    n_clusters: int,
+    posterior: str = "shared",
+    mixture_weights: str | Sequence[float] = "uniform",
+    component_covariance: str = "shared",
+    n_latent: int = 10,
+    hidden_sizes: Sequence[int] = (128, 128),
+    **networks: Any,
+) -> Model:
+    """A Gaussian-mixture VAE: y ~ Cat(pi), z | y ~ N(mu_y, Sigma_y), x | z as `vae`.
+
+    Posteriors: "shared", q(z|x) with p(y|z) in closed form, one decode whatever K; or
+    "conditional", q(y|x) q(z|x,y) with the exact sum over y, K decodes.
+
+    Args:
+        modalities: what is generated, one or more.
+        n_clusters: K.
+        posterior: "shared" or "conditional".
+        mixture_weights: "uniform", "learned", or K probabilities.
+        component_covariance: "shared", one scale for all dimensions of all components;
+            "diagonal", a scale for each component and dimension; or "full". With
+            scales of its own a wide component tends to swallow its neighbours, so they
+            are held within a factor of two of a scale that all share.
+        n_latent: L.
+        hidden_sizes: widths of the encoder's hidden layers; the decoder mirrors them.
+        **networks: as in `vae`.
+
+    Returns:
+        The model. Its params have "prior" beside those of `vae`.
+
+    Raises:
+        InputError: for an unknown option, or weights that are not K probabilities.
+
+    References:
+        Gronbech et al., scVAE, 2020 (conditional); Jiang et al., VaDE, 2017 (shared).
+    """
+    check_clusters(n_clusters, posterior, mixture_weights, component_covariance)
+    base = vae(modalities, n_latent=n_latent, hidden_sizes=hidden_sizes, **networks)
+    size = hidden_sizes[-1] if hidden_sizes else n_latent
+    clusters = ClusterEncoder(n_clusters, n_latent, size)
+    n_hidden = hidden_sizes[-1] if hidden_sizes else None
+    if n_hidden is None:
+        n_hidden = sum(m.n_features for m in base.modalities)
+
+    def init(key: Array) -> Tree:
+        key_base, key_prior, key_clusters = jax.random.split(key, 3)
+        mean = jax.random.normal(key_prior, (n_clusters * n_latent,))
+        prior = {"mean": mean.reshape(n_clusters, n_latent)}
+        prior["log_scale"] = jnp.zeros((1, 1))
+        if component_covariance != "shared":
+            prior["departure"] = jnp.zeros((n_clusters, n_latent))
+        if component_covariance == "full":
+            prior["correlation"] = jnp.zeros((n_clusters, n_latent, n_latent))
+        if mixture_weights == "learned":
+            prior["logits"] = jnp.zeros(n_clusters)
+        params = base.init(key_base) | {"prior": prior}
+        if posterior == "conditional":
+            params |= init_params(
+                key_clusters, {"clusters": (clusters, ((1, n_hidden),))}
+            )
+        return params
+
+    def log_py(params: Tree) -> Array:
+        """[1, K]."""
+        if mixture_weights == "learned":
+            return jax.nn.log_softmax(params["prior"]["logits"])[None]
+        if mixture_weights == "uniform":
+            return jnp.full((1, n_clusters), -jnp.log(n_clusters))
+        return jnp.log(jnp.asarray(mixture_weights, jnp.float32))[None]
+
+    def prior_of(params: Tree):
+        prior = params["prior"]
+        log_scale = prior["log_scale"]
+        if component_covariance != "shared":
+            log_scale += MAX_DEPARTURE * jnp.tanh(prior["departure"])
+        return components(prior["mean"], log_scale, prior.get("correlation"))
+
+    def encode(params: Tree, batch: Batch, key: Array | None = None):
+        q, h = base.hidden(params, batch, key)
+        if posterior == "shared":
+            return q
+        logits, shift = clusters.apply({"params": params["clusters"]}, h)
+        mean = q.mean()[:, None] + shift[..., :n_latent]
+        log_scale = jnp.log(q.stddev())[:, None] + shift[..., n_latent:]
+        return distrax.MixtureSameFamily(
+            distrax.Categorical(logits), diagonal_normal(mean, log_scale)
+        )
+
+    def weigh_shared(params: Tree, z: Array, q, batch: Batch, key=None) -> Terms:
+        log_pz = prior_of(params).log_prob(z[:, None])
+        log_px = log_likelihood(
+            base.modalities, batch, base.decode(params, z, batch, key)
+        )
+        # E_q[log q(z|x)] is known; log p(z|y) under r(z) is not, and is sampled
+        kl_z = -q.entropy()[:, None] - log_pz
+        return Terms(
+            z=z,
+            log_px=log_px[:, None],
+            log_pz=log_pz,
+            log_qz=q.log_prob(z)[:, None],
+            kl_z=kl_z,
+            log_py=jnp.broadcast_to(log_py(params), log_pz.shape),
+        )
+
+    def weigh_conditional(params: Tree, z: Array, q, batch: Batch, key=None) -> Terms:
+        prior, q_z = prior_of(params), q.components_distribution
+
+        def log_px_of(z: Array) -> Array:
+            return log_likelihood(
+                base.modalities, batch, base.decode(params, z, batch, key)
+            )
+
+        log_pz = prior.log_prob(z)
+        return Terms(
+            z=z,
+            log_px=_each(log_px_of, jnp.swapaxes(z, 0, 1), batch).T,
+            log_pz=log_pz,
+            log_qz=q_z.log_prob(z),
+            kl_z=divergence(q_z, prior),
+            log_py=jnp.broadcast_to(log_py(params), log_pz.shape),
+            log_qy=jax.nn.log_softmax(q.mixture_distribution.logits),
+        )
+
+    def infer(params: Tree, z: Array) -> Array:
+        log_joint = log_py(params) + prior_of(params).log_prob(z[:, None])
+        return jax.nn.log_softmax(log_joint, axis=-1)
+
+    weigh = weigh_shared if posterior == "shared" else weigh_conditional
+    return Model(
+        base.modalities,
+        n_latent,
+        init,
+        encode,
+        base.decode,
+        weigh,
+        _terms_of(encode, weigh),
+        n_clusters=n_clusters,
+        start=base,
+        hidden=base.hidden,
+        infer=infer,
+    )
+
+
+def _terms_of(encode: Callable, weigh: Callable) -> Callable[..., Terms]:
+    """`Model.terms` from its parts."""
 
     def terms(
         params: Tree, key: Array, batch: Batch, n_samples: int = 1, train: bool = False
@@ -170,9 +360,35 @@ def vae(
             key_encoder = key_decoder = None
         posterior = encode(params, batch, key_encoder)
         z = sample(posterior, key_z, n_samples)
-        return jax.vmap(lambda z: weigh(params, z, posterior, batch, key_decoder))(z)
 
-    return Model(modalities, n_latent, init, encode, decode, weigh, terms)
+        def of_sample(z: Array) -> Terms:
+            return weigh(params, z, posterior, batch, key_decoder)
+
+        return _each(of_sample, z, batch)
+
+    return terms
+
+
+def _each(function: Callable[[Array], Any], z: Array, batch: Batch) -> Any:
+    """Map a function that decodes over the first axis of z.
+
+    On a CPU many are decoded a few at a time, so that arrays stay in its cache.
+    """
+    n_entries = sum(counts.x.size for counts in batch.counts)
+    at_once = max(1, CACHED // n_entries)
+    if jax.default_backend() != "cpu" or len(z) <= 4 * at_once:
+        return jax.vmap(function)(z)
+    return jax.lax.map(function, z, batch_size=at_once if at_once > 1 else None)
+
+
+def log_likelihood(
+    modalities: Sequence[Modality], batch: Batch, params: Sequence[dict[str, Array]]
+) -> Array:
+    """Log p(x|z) of each cell, summed over modalities: [B] nats."""
+    return sum(
+        _log_px(m, c, p)
+        for m, c, p in zip(modalities, batch.counts, params, strict=True)
+    )
 
 
 def _initial_free(modality: Modality, sizes: dict[str, int]) -> dict[str, Array]:
@@ -227,7 +443,12 @@ def named_likelihood(config: ModelConfig) -> Likelihood:
 
 
 def from_config(
-    config: ModelConfig, likelihood: Likelihood, *, n_genes: int, n_batches: int = 0
+    config: ModelConfig,
+    likelihood: Likelihood,
+    *,
+    n_genes: int,
+    n_batches: int = 0,
+    settings: dict[str, Array] | None = None,
 ) -> Model:
     """The model that a configuration describes, of one modality, "rna".
 
@@ -236,6 +457,7 @@ def from_config(
         likelihood: from `named_likelihood`, or one's own.
         n_genes: G.
         n_batches: number of batches, 0 where there is no batch covariate.
+        settings: dropout rates instead of the configuration's; they may be traced.
 
     Returns:
         The model.
@@ -248,13 +470,23 @@ def from_config(
             f"found {likelihood.name} with parameters per batch and no batches, "
             "expected a batch covariate, give a batch key or choose parameters per gene"
         )
-    return vae(
-        (Modality("rna", n_genes, likelihood),),
-        n_latent=config.n_latent,
-        hidden_sizes=config.hidden_sizes,
-        n_categories=(n_batches,) if n_batches else (),
-        layer_norm=config.layer_norm,
-        dropout_input=config.dropout_input,
-        dropout_hidden=config.dropout_hidden,
-        dropout_decoder=config.dropout_decoder,
+    modalities = (Modality("rna", n_genes, likelihood),)
+    options = {
+        "n_latent": config.n_latent,
+        "hidden_sizes": config.hidden_sizes,
+        "n_categories": (n_batches,) if n_batches else (),
+        "layer_norm": config.layer_norm,
+        "dropout_input": config.dropout_input,
+        "dropout_hidden": config.dropout_hidden,
+        "dropout_decoder": config.dropout_decoder,
+    } | dict(settings or {})
+    if config.model == "vae":
+        return vae(modalities, **options)
+    return gmvae(
+        modalities,
+        n_clusters=config.n_clusters,
+        posterior=config.posterior,
+        mixture_weights=config.mixture_weights,
+        component_covariance=config.component_covariance,
+        **options,
     )

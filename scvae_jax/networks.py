@@ -22,13 +22,13 @@ Masks = Sequence[Array | None]
 TRUNCATED_SCALE = 0.87962566103423978
 
 
-def drop(h: Array, keep: Array | None, rate: float) -> Array:
+def drop(h: Array, keep: Array | None, rate: float | Array) -> Array:
     """Dropout: zero where `keep` is false, scaled so that the mean stays."""
     return h if keep is None else jnp.where(keep, h / (1.0 - rate), 0.0)
 
 
 def keep_masks(
-    key: Array | None, shapes: Sequence[tuple[int, ...]], rates: Sequence[float]
+    key: Array | None, shapes: Sequence[tuple[int, ...]], rates: Sequence[float | Array]
 ) -> Masks:
     """Dropout masks, all from one draw.
 
@@ -41,8 +41,9 @@ def keep_masks(
         For each a boolean array, true with probability 1 - rate, or None where nothing
         is to be hidden.
     """
+    # a rate may be traced, where fits of one program differ in it
     sizes = [
-        0 if rate == 0 else math.prod(shape)
+        0 if isinstance(rate, (int, float)) and rate == 0 else math.prod(shape)
         for shape, rate in zip(shapes, rates, strict=True)
     ]
     if key is None or sum(sizes) == 0:
@@ -74,7 +75,7 @@ class Hidden(nn.Module):
 
 
 class Encoder(nn.Module):
-    """x -> mean and log standard deviation of q(z|x)."""
+    """x -> mean and log standard deviation of q(z|x), and the last hidden layer."""
 
     n_latent: int
     hidden_sizes: Sequence[int]
@@ -82,10 +83,41 @@ class Encoder(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, keep: Masks | None = None) -> tuple[Array, Array]:
-        """[B, G] -> [B, L], [B, L]."""
+    def __call__(
+        self, x: Array, keep: Masks | None = None
+    ) -> tuple[Array, Array, Array]:
+        """[B, G] -> [B, L], [B, L], [B, hidden_sizes[-1]]."""
         h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(x, keep)
-        return nn.Dense(self.n_latent)(h), nn.Dense(self.n_latent)(h)
+        return nn.Dense(self.n_latent)(h), nn.Dense(self.n_latent)(h), h
+
+
+class ClusterEncoder(nn.Module):
+    """Hidden layer of the encoder -> q(y|x), and how q(z|x,y) departs from q(z|x).
+
+    The condition on y enters here, after all that the encoder does once for each cell.
+    The departure starts at zero, whatever y.
+
+    Attributes:
+        n_clusters: K.
+        n_latent: L.
+        size: width of the hidden layer that sees x and y.
+    """
+
+    n_clusters: int
+    n_latent: int
+    size: int
+
+    @nn.compact
+    def __call__(self, h: Array) -> tuple[Array, Array]:
+        """[B, n] -> logits [B, K], and shifts [B, K, 2 L] of mean and log scale."""
+        logits = nn.Dense(self.n_clusters, name="logits")(h)
+        of_cell = nn.Dense(self.size, name="cell")(h)
+        of_cluster = nn.Dense(self.size, use_bias=False, name="cluster")(
+            jnp.eye(self.n_clusters)
+        )
+        h = nn.relu(of_cell[:, None] + of_cluster[None])
+        shape = (self.size, 2 * self.n_latent)
+        return logits, h @ self.param("departure", nn.initializers.zeros, shape)
 
 
 class Decoder(nn.Module):

@@ -1,12 +1,14 @@
 """Bounds on log p(x), and what is minimised in training, from a model's terms.
 
-Axes: S samples of the posterior, B cells. Bounds are in nats per cell, and higher is
-better; they hold at KL weight 1 alone, so objectives return a loss, not a bound.
+Axes: S samples of the posterior, B cells, K clusters. Bounds are in nats per cell, and
+higher is better; they hold at KL weight 1 alone, so objectives return a loss, not a
+bound.
 
 References:
     [1] Burda et al., Importance weighted autoencoders, 2016.
     [2] Kingma et al., Improved variational inference with inverse autoregressive flow,
         2016 (free nats).
+    [3] Gronbech et al., scVAE, Bioinformatics 36(16):4415, 2020 (the mixture's ELBO).
 """
 
 from collections.abc import Callable
@@ -19,14 +21,20 @@ Array = jax.Array
 
 
 class Terms(NamedTuple):
-    """What a model says of samples z ~ q(z|x).
+    """What a model says of samples z ~ q.
+
+    Without clusters every array but z is [S, B]. With clusters y there is a last axis
+    of K, or of 1 where nothing depends on y.
 
     Attributes:
-        z: [S, B, L].
-        log_px: [S, B] log p(x|z).
-        log_pz: [S, B] log p(z).
-        log_qz: [S, B] log q(z|x).
-        kl_z: [S, B] KL(q(z|x) || p(z)) in closed form; the same in every sample.
+        z: [S, B, L], or [S, B, K, L] where each cluster has samples of its own.
+        log_px: log p(x|z).
+        log_pz: log p(z), or log p(z|y).
+        log_qz: log q(z|x), or log q(z|x,y).
+        kl_z: KL(q(z|x) || p(z)), or that to p(z|y), in as closed a form as there is.
+        log_py: log p(y); None without clusters.
+        log_qy: log q(y|x) of a network; None where y is inferred from z exactly,
+            q(y|x,z) = p(y|z).
     """
 
     z: Array
@@ -34,14 +42,85 @@ class Terms(NamedTuple):
     log_pz: Array
     log_qz: Array
     kl_z: Array
+    log_py: Array | None = None
+    log_qy: Array | None = None
 
 
-def kl_divergence(terms: Terms, kl: str = "analytic") -> Array:
-    """KL(q(z|x) || p(z)) of each cell.
+class Parts(NamedTuple):
+    """Parts of the ELBO, [B] each: elbo = log_likelihood - kl_z - kl_y.
+
+    Attributes:
+        log_likelihood: E_q[log p(x|z)].
+        kl_z: E_q(y)[KL(q(z|x,y) || p(z|y))]; KL(q(z|x) || p(z)) without clusters.
+        kl_y: KL(q(y) || p(y)), 0 without clusters.
+    """
+
+    log_likelihood: Array
+    kl_z: Array
+    kl_y: Array
+
+
+def _with_clusters(terms: Terms) -> Terms:
+    """Terms of one cluster where the model has none."""
+    if terms.log_py is not None:
+        return terms
+    values = (terms.log_px, terms.log_pz, terms.log_qz, terms.kl_z)
+    values = [value[..., None] for value in values]
+    return Terms(terms.z, *values, log_py=jnp.zeros_like(values[0]))
+
+
+def log_responsibilities(terms: Terms) -> Array:
+    """Log q(y|x), or where y is inferred from z, log p(y|z) of each sample.
 
     Args:
         terms: of S samples.
-        kl: "analytic", or "sampled": the mean of log q(z|x) - log p(z).
+
+    Returns:
+        [S, B, K]; K is 1 without clusters.
+    """
+    terms = _with_clusters(terms)
+    if terms.log_qy is not None:
+        return terms.log_qy
+    # r_y(z) = p(y) p(z|y) / sum_k p(k) p(z|k)
+    return jax.nn.log_softmax(terms.log_py + terms.log_pz, axis=-1)
+
+
+def elbo_parts(terms: Terms, kl: str = "analytic") -> Parts:
+    """Parts of the evidence lower bound; the sum over clusters is exact ([3]).
+
+    Args:
+        terms: of S samples, over which each part is averaged.
+        kl: "analytic", or "sampled": kl_z is the mean of log q(z|x) - log p(z).
+
+    Returns:
+        The parts, [B] nats per cell each.
+
+    Raises:
+        ValueError: for another `kl`.
+    """
+    if kl not in ("analytic", "sampled"):
+        raise ValueError(
+            f"found kl={kl!r}, expected 'analytic' or 'sampled', choose one of these"
+        )
+    log_qy = log_responsibilities(terms)
+    terms = _with_clusters(terms)
+    kl_z = terms.kl_z if kl == "analytic" else terms.log_qz - terms.log_pz
+
+    def expected(value: Array) -> Array:
+        # 1/S sum_s sum_y q(y) value
+        return (jnp.exp(log_qy) * value).sum(axis=-1).mean(axis=0)
+
+    return Parts(
+        expected(terms.log_px), expected(kl_z), expected(log_qy - terms.log_py)
+    )
+
+
+def elbo_bound(terms: Terms, kl: str = "analytic") -> Array:
+    """The evidence lower bound E_q[log p(x|z)] - KL(q(y) || p(y)) - KL(q(z) || p(z)).
+
+    Args:
+        terms: of S samples, over which log p(x|z) is averaged.
+        kl: as in `elbo_parts`.
 
     Returns:
         [B] nats per cell.
@@ -49,45 +128,27 @@ def kl_divergence(terms: Terms, kl: str = "analytic") -> Array:
     Raises:
         ValueError: for another `kl`.
     """
-    if kl == "analytic":
-        return terms.kl_z.mean(axis=0)
-    if kl == "sampled":
-        return (terms.log_qz - terms.log_pz).mean(axis=0)
-    raise ValueError(
-        f"found kl={kl!r}, expected 'analytic' or 'sampled', choose one of these"
-    )
-
-
-def elbo_bound(terms: Terms, kl: str = "analytic") -> Array:
-    """The evidence lower bound E_q[log p(x|z)] - KL(q(z|x) || p(z)).
-
-    Args:
-        terms: of S samples, over which log p(x|z) is averaged.
-        kl: as in `kl_divergence`.
-
-    Returns:
-        [B] nats per cell.
-    """
-    return terms.log_px.mean(axis=0) - kl_divergence(terms, kl)
+    parts = elbo_parts(terms, kl)
+    return parts.log_likelihood - parts.kl_z - parts.kl_y
 
 
 def importance_weighted_bound(terms: Terms) -> Array:
-    """The bound of [1]: log 1/S sum_s p(x|z_s) p(z_s) / q(z_s|x).
+    """The bound of [1]: log 1/S sum_s sum_y p(x|z_s) p(z_s|y) p(y) / q(z_s|x,y).
 
     Args:
-        terms: of S samples.
+        terms: of S samples; with samples of their own for each cluster, S K decodes.
 
     Returns:
         [B] nats per cell.
     """
-    return _weighted(terms, 1.0)
+    log_weight = _log_weight(terms, 1.0)
+    return jax.nn.logsumexp(log_weight, axis=(0, 2)) - jnp.log(len(log_weight))
 
 
-def _weighted(terms: Terms, kl_weight: float | Array) -> Array:
-    # log w_s = log p(x|z_s) + beta [log p(z_s) - log q(z_s|x)]
-    log_weight = terms.log_px + kl_weight * (terms.log_pz - terms.log_qz)
-    n_samples = log_weight.shape[0]
-    return jax.nn.logsumexp(log_weight, axis=0) - jnp.log(n_samples)
+def _log_weight(terms: Terms, kl_weight: float | Array) -> Array:
+    """[S, B, K]: log p(x|z) + log p(y) + beta [log p(z|y) - log q(z|x,y)]."""
+    terms = _with_clusters(terms)
+    return terms.log_px + terms.log_py + kl_weight * (terms.log_pz - terms.log_qz)
 
 
 class Objective(NamedTuple):
@@ -102,37 +163,50 @@ class Objective(NamedTuple):
     loss: Callable[[Terms, float | Array], Array]
 
 
-def elbo(*, kl: str = "analytic", free_nats: float = 0.0) -> Objective:
-    """Minimise -E_q[log p(x|z)] + beta max(KL, free_nats), with one sample.
+def elbo(
+    *, kl: str = "analytic", free_nats: float = 0.0, free_nats_y: float = 0.0
+) -> Objective:
+    """Minimise -E_q[log p(x|z)] + beta (max(KL_z, free) + max(KL_y, free_y)).
 
     Args:
         kl: "analytic" or "sampled".
-        free_nats: KL of a cell, in nats over all latent dimensions, that costs nothing
-            ([2]; theirs is per dimension and averaged over a batch).
+        free_nats: KL of z, in nats of a cell over all latent dimensions, that costs
+            nothing ([2]; theirs is per dimension and averaged over a batch).
+        free_nats_y: KL of y that costs nothing.
 
     Returns:
-        An objective.
+        An objective, of one sample.
 
     Raises:
         ValueError: for negative free nats or another `kl`.
     """
-    if free_nats < 0 or kl not in ("analytic", "sampled"):
+    free = (free_nats, free_nats_y)
+    # a traced value, of one of many fits at once, was checked before
+    known = [value for value in free if not isinstance(value, jax.core.Tracer)]
+    if min(known, default=0) < 0 or kl not in ("analytic", "sampled"):
         raise ValueError(
-            f"found free_nats={free_nats} and kl={kl!r}, expected free_nats of at "
-            "least 0 and kl 'analytic' or 'sampled', change them"
+            f"found free_nats={free_nats}, free_nats_y={free_nats_y} and kl={kl!r}, "
+            "expected free nats of at least 0 and kl 'analytic' or 'sampled', change "
+            "them"
         )
 
     def loss(terms: Terms, kl_weight: float | Array) -> Array:
-        divergence = kl_divergence(terms, kl)
-        if free_nats > 0:
-            divergence = jnp.maximum(divergence, free_nats)
-        return kl_weight * divergence - terms.log_px.mean(axis=0)
+        parts = elbo_parts(terms, kl)
+        # a sampled KL may be negative, so none is not the same as zero free nats
+        divergence = sum(
+            jnp.where(f > 0, jnp.maximum(value, f), value)
+            for value, f in zip(parts[1:], free, strict=True)
+        )
+        return kl_weight * divergence - parts.log_likelihood
 
     return Objective(n_samples=1, loss=loss)
 
 
 def importance_weighted(n_samples: int) -> Objective:
     """Minimise the negative bound of [1]; the KL weight acts inside the weights.
+
+    Where a network gives q(y|x), which does not occur in the bound, it is fitted to
+    the responsibilities of the weights, r_y = sum_s w_sy / sum_sk w_sk.
 
     Args:
         n_samples: S, at least 1.
@@ -147,4 +221,16 @@ def importance_weighted(n_samples: int) -> Objective:
         raise ValueError(
             f"found n_samples={n_samples}, expected at least 1, draw more samples"
         )
-    return Objective(n_samples, lambda terms, kl_weight: -_weighted(terms, kl_weight))
+
+    def loss(terms: Terms, kl_weight: float | Array) -> Array:
+        log_weight = _log_weight(terms, kl_weight)
+        per_cluster = jax.nn.logsumexp(log_weight, axis=0)
+        loss = jnp.log(n_samples) - jax.nn.logsumexp(per_cluster, axis=-1)
+        if terms.log_qy is None:
+            return loss
+        r = jax.lax.stop_gradient(jax.nn.softmax(per_cluster, axis=-1))
+        # worth nothing in value, so that what is reported stays the bound's loss
+        misfit = -(r * terms.log_qy.mean(axis=0)).sum(axis=-1)
+        return loss + misfit - jax.lax.stop_gradient(misfit)
+
+    return Objective(n_samples, loss)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -48,20 +49,11 @@ def latent_space(
             f"found no {', '.join([basis] * (basis not in adata.obsm) + absent)}, "
             "expected fields of obsm and obs, call sv.apply first"
         )
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            "found no matplotlib, expected it for pictures, "
-            "pip install 'scvae_jax[analysis]'"
-        ) from None
+    figure = _figure(6.4 * max(1, len(colors)), 4.6)
     latent = np.asarray(adata.obsm[basis])
     points = _umap(latent, seed) if method == "umap" else _pca(latent)
 
     n_panels = max(1, len(colors))
-    figure = Figure(figsize=(6.4 * n_panels, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     size = float(np.clip(12_000 / len(points), 1, 14))
     for i in range(n_panels):
         axes = figure.add_subplot(1, n_panels, i + 1)
@@ -73,6 +65,44 @@ def latent_space(
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(path), dpi=130)
     return method
+
+
+def cluster_sweep(table: Any, path: str | Path) -> None:
+    """Draw validation bound and stability against the number of clusters.
+
+    Args:
+        table: from `scvae_jax.sweep_clusters`.
+        path: of the PNG file to write.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure = _figure(6.4, 5.4)
+    bound, stability = figure.subplots(2, 1, sharex=True)
+    k = table["n_clusters"]
+    spread = table["validation_bound_sd"].fillna(0.0)
+    bound.errorbar(k, table["validation_bound"], yerr=spread, marker="o", capsize=3)
+    bound.set(ylabel="validation bound,\nnats per cell")
+    stability.plot(k, table["stability"], marker="o")
+    stability.set(ylabel="stability (ARI\nbetween seeds)", ylim=(-0.05, 1.05))
+    stability.set(xlabel="number of clusters K", xticks=list(k))
+    for axes in (bound, stability):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(path), dpi=130)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            "found no matplotlib, expected it for pictures, "
+            "pip install 'scvae_jax[analysis]'"
+        ) from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _panel(figure, axes, points: np.ndarray, values, size: float) -> None:

@@ -246,9 +246,7 @@ def small_demo(monkeypatch, small):
 def assert_demo(done, folder, n_obs):
     assert done.code == 0, done.err
     figures = json.loads(done.out)
-    assert {"elbo", "importance_weighted_bound", "kmeans_ari", "kmeans_nmi"} <= set(
-        figures
-    )
+    assert {"elbo", "importance_weighted_bound", "ari", "nmi", "kl_y"} <= set(figures)
     assert {path.name for path in folder.iterdir()} == {
         "run",
         "annotated.h5ad",
@@ -256,7 +254,7 @@ def assert_demo(done, folder, n_obs):
     }
     adata = anndata.read_h5ad(folder / "annotated.h5ad")
     assert adata.obsm["X_scvae"].shape[0] == n_obs
-    assert {"bulk_labels", "kmeans", "scvae_elbo"} <= set(adata.obs)
+    assert {"bulk_labels", "scvae_cluster", "scvae_elbo"} <= set(adata.obs)
     assert (folder / "latent.png").read_bytes().startswith(b"\x89PNG")
     assert sv.load(folder / "run").summary["epochs"] == figures["epochs"] == 2
     return figures
@@ -276,7 +274,7 @@ def test_demo_with_another_data_set(command, small_demo, tmp_path):
 def test_demo(command, tmp_path):
     done = command("demo", "--epochs", 2, "--json")
     figures = assert_demo(done, tmp_path / "scvae_demo", 700)
-    assert figures["kmeans_cells"] == 700
+    assert figures["n_scored"] == 700
     assert "umap" in figures["picture"]
 
 

@@ -64,7 +64,8 @@ def test_shapes(sparse_batch):
     model = model_of("negative_binomial")
     terms = model.terms(model.init(KEY), KEY, sparse_batch, 4)
     assert terms.z.shape == (4, 10, 3)
-    assert {t.shape for t in terms[1:]} == {(4, 10)}
+    assert {t.shape for t in terms[1:5]} == {(4, 10)}
+    assert terms.log_py is None and terms.log_qy is None
     np.testing.assert_array_equal(terms.kl_z[0], terms.kl_z[1])
     assert np.ptp(np.asarray(terms.log_px), axis=0).min() > 0
 

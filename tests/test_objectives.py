@@ -173,7 +173,7 @@ def test_kl_weight_acts_inside_the_weights():
         (lambda: objectives.elbo(kl="none"), "expected free_nats of at least 0 and kl"),
         (lambda: objectives.importance_weighted(0), "found n_samples=0, expected at"),
         (
-            lambda: objectives.kl_divergence(some_terms(1), "none"),
+            lambda: objectives.elbo_parts(some_terms(1), "none"),
             "found kl='none', expected 'analytic' or 'sampled'",
         ),
     ],

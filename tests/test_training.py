@@ -7,7 +7,15 @@ import optax
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import batches, likelihoods, models, objectives, training
+from scvae_jax import (
+    batches,
+    epochs,
+    likelihoods,
+    models,
+    objectives,
+    phases,
+    steps,
+)
 from scvae_jax.config import InputError, TrainConfig
 
 SMALL = sv.ModelConfig(n_latent=3, hidden_sizes=(16,))
@@ -42,7 +50,7 @@ def setting():
     )
     optimizer = optax.adam(1e-2)
     x = np.random.default_rng(0).poisson(2.0, (6, 12))
-    state = training.init_train_state(model, optimizer, jax.random.key(0))
+    state = steps.init_train_state(model, optimizer, jax.random.key(0))
     return model, optimizer, batches.dense_batch(x), state
 
 
@@ -57,7 +65,7 @@ def test_same_seed_same_parameters_bit_for_bit(small):
 
 def test_a_step_lowers_the_loss_and_is_pure(setting):
     model, optimizer, batch, state = setting
-    step = training.make_train_step(model, objectives.elbo(), optimizer)
+    step = steps.make_train_step(model, objectives.elbo(), optimizer)
     before = jax.tree.map(jnp.copy, state.params)
     step = jax.jit(step)
     first, metrics = step(state, batch)
@@ -70,7 +78,7 @@ def test_a_step_lowers_the_loss_and_is_pure(setting):
 
 def test_the_key_of_a_step_comes_from_its_number(setting):
     model, optimizer, batch, state = setting
-    step = jax.jit(training.make_train_step(model, objectives.elbo(), optimizer))
+    step = jax.jit(steps.make_train_step(model, objectives.elbo(), optimizer))
     later = state._replace(step=jnp.int32(1))
     assert step(state, batch)[1].loss != step(later, batch)[1].loss
     assert step(later, batch)[1].loss == step(later, batch)[1].loss
@@ -79,8 +87,8 @@ def test_the_key_of_a_step_comes_from_its_number(setting):
 def test_padding_changes_nothing(setting):
     model, optimizer, batch, state = setting
     plain = models.vae(model.modalities, n_latent=2, hidden_sizes=(8,))
-    step = jax.jit(training.make_train_step(plain, objectives.elbo(), optax.sgd(1e-2)))
-    state = training.init_train_state(plain, optax.sgd(1e-2), jax.random.key(0))
+    step = jax.jit(steps.make_train_step(plain, objectives.elbo(), optax.sgd(1e-2)))
+    state = steps.init_train_state(plain, optax.sgd(1e-2), jax.random.key(0))
 
     # noise depends on the shape of a batch, so a posterior without any
     encoder = state.params["encoder"]
@@ -99,7 +107,7 @@ def test_padding_changes_nothing(setting):
 
 def test_non_finite_steps_are_skipped_and_counted(setting):
     model, optimizer, batch, state = setting
-    step = jax.jit(training.make_train_step(model, objectives.elbo(), optimizer))
+    step = jax.jit(steps.make_train_step(model, objectives.elbo(), optimizer))
     (counts,) = batch.counts
     broken = batch._replace(counts=(counts._replace(depth=counts.depth * jnp.nan),))
     after, metrics = step(state, broken)
@@ -129,7 +137,7 @@ def test_a_run_of_non_finite_steps_ends_with_advice(small):
 
 def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
     traces = []
-    make = training.make_train_step
+    make = phases.make_train_step
 
     def counting(*args, **kwargs):
         step = make(*args, **kwargs)
@@ -140,7 +148,7 @@ def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(training, "make_train_step", counting)
+    monkeypatch.setattr(phases, "make_train_step", counting)
     # 108 training cells: three batches of 32 and a short one
     result = fit(small, epochs=3)
     assert traces == [(32,)]
@@ -151,7 +159,7 @@ def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
 def test_the_step_is_exported_for_every_platform(setting, n_samples):
     model, optimizer, batch, state = setting
     objective = objectives.importance_weighted(n_samples)
-    step = training.make_train_step(model, objective, optimizer)
+    step = steps.make_train_step(model, objective, optimizer)
     exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(
         state, batch
     )
@@ -215,7 +223,7 @@ def test_kl_weight_rises_to_one_by_default(small):
 
 def test_weight_decay_spares_free_parameters(setting):
     model, _, _, state = setting
-    optimizer = training.default_optimizer(TrainConfig(weight_decay=0.5), 10)
+    optimizer = steps.default_optimizer(10, weight_decay=0.5)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     ones = jax.tree.map(jnp.ones_like, state.params)
     updates, _ = optimizer.update(zeros, optimizer.init(ones), ones)
@@ -230,16 +238,16 @@ def test_weight_decay_spares_free_parameters(setting):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "steps_per_epoch", "expected"),
+    ("n_epochs", "steps_per_epoch", "expected"),
     [(7, 27, 7), (None, 27, 222), (None, 5, 400), (None, 10_000, 20)],
 )
-def test_number_of_epochs(epochs, steps_per_epoch, expected):
-    assert training.n_epochs(TrainConfig(epochs=epochs), steps_per_epoch) == expected
+def test_number_of_epochs(n_epochs, steps_per_epoch, expected):
+    assert phases.n_epochs(TrainConfig(epochs=n_epochs), steps_per_epoch) == expected
 
 
 def test_every_cell_once_an_epoch_and_slots_for_the_fullest_batch(small):
     cells = batches.to_device(small.X, np.ones(small.n_obs), np.zeros((small.n_obs, 1)))
-    orders = training.Orders(seed=3, n_train=small.n_obs, batch_size=50)
+    orders = epochs.Orders(seed=3, n_train=small.n_obs, batch_size=50)
     lengths = np.diff(small.X.indptr)
     for epoch in (1, 2):
         index, weight = orders(epoch)

@@ -1,0 +1,483 @@
+"""Epochs until patience runs out, phase by phase, of one fit or many at once.
+
+A mixture starts as a VAE. Then its components are placed by k-means on the latents of
+the training cells, a network that gives q(y|x) is fitted to their responsibilities, and
+the bound of the mixture is trained, its KL terms warmed up anew.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scvae_jax import batches, clusters
+from scvae_jax.batches import CellData
+from scvae_jax.config import InputError, TrainConfig
+from scvae_jax.epochs import (
+    ALIVE,
+    Carry,
+    Orders,
+    Setup,
+    first_carry,
+    make_epoch,
+    over_fits,
+)
+from scvae_jax.models import MAX_DEPARTURE, Model
+from scvae_jax.objectives import elbo, importance_weighted
+from scvae_jax.steps import (
+    TrainState,
+    default_optimizer,
+    init_train_state,
+    make_train_step,
+)
+
+Array = jax.Array
+
+# steps in a row with non-finite gradients after which training gives up
+MAX_SKIPPED_RUN = 25
+
+
+class Plan(NamedTuple):
+    """What all fits of a run share, and what sets them apart.
+
+    Attributes:
+        build: settings -> model; settings that are not given are the configuration's.
+        config: of the training.
+        seeds: one for each fit.
+        settings: [n_fits] values of each setting that differs.
+        train: training cells.
+        held_out: validation cells.
+        optimizer: any optax optimiser; None: AdamW on a cosine schedule.
+        kl_weight: a schedule over steps; None: the linear warm-up of the configuration.
+    """
+
+    build: Callable[[dict[str, Array]], Model]
+    config: TrainConfig
+    seeds: tuple[int, ...]
+    settings: dict[str, np.ndarray]
+    train: CellData
+    held_out: CellData
+    optimizer: optax.GradientTransformation | None = None
+    kl_weight: optax.Schedule | None = None
+
+
+class Phase(NamedTuple):
+    """A part of the epochs: its name, those before it, and its own."""
+
+    name: str
+    before: int
+    epochs: int
+
+
+class Result(NamedTuple):
+    """Of one fit: best parameters, figures of each epoch, and a summary."""
+
+    params: Any
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def n_epochs(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Epochs to run: those asked for, or as many as make about 6,000 steps.
+
+    Args:
+        config: of the training.
+        steps_per_epoch: batches that the training cells make.
+
+    Returns:
+        Their number.
+    """
+    if config.epochs is not None:
+        return config.epochs
+    return int(np.clip(round(6000 / steps_per_epoch), 20, 400))
+
+
+def phases_of(model: Model, config: TrainConfig, epochs: int) -> list[Phase]:
+    """The phases of a training: one, or of a mixture the VAE first.
+
+    Args:
+        model: that is trained.
+        config: whose `start` is the VAE's share.
+        epochs: in all.
+
+    Returns:
+        The phases.
+    """
+    if model.start is None:
+        return [Phase("vae", 0, epochs)]
+    first = min(round(config.start * epochs), epochs - 1)
+    phases = [Phase("vae", 0, first), Phase("gmvae", first, epochs - first)]
+    return [phase for phase in phases if phase.epochs]
+
+
+def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
+    """Train every fit of a plan.
+
+    Args:
+        plan: of the run.
+        progress: show a bar on standard error.
+
+    Returns:
+        For each fit its result, or the error that it ended with.
+
+    Raises:
+        InputError: for more clusters than training cells.
+    """
+    config, model = plan.config, plan.build({})
+    n_train = plan.train.start.shape[0]
+    if model.n_clusters > n_train:
+        raise InputError(
+            f"found n_clusters={model.n_clusters} for {n_train} training cells, "
+            "expected fewer clusters than cells, ask for fewer"
+        )
+    batch_size = min(config.batch_size, n_train)
+    steps_per_epoch = -(-n_train // batch_size)
+    epochs = n_epochs(config, steps_per_epoch)
+    orders = [Orders(seed, n_train, batch_size) for seed in plan.seeds]
+    # the batches of all epochs are known beforehand, so slots for the fullest suffice
+    n_slots = batches.n_slots(
+        max(
+            order.fullest(number, plan.train)
+            for order in orders
+            for number in range(1, epochs + 1)
+        )
+    )
+    settings = {name: jnp.asarray(v) for name, v in plan.settings.items()}
+    keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
+    optimizer = plan.optimizer or default_optimizer(1)
+
+    @jax.jit
+    def first_states(keys: Array) -> TrainState:
+        return jax.lax.map(lambda key: init_train_state(model, optimizer, key), keys)
+
+    states = first_states(keys)
+    fits = [_Fit(config.patience) for _ in plan.seeds]
+    seconds = compile_seconds = 0.0
+    phases = phases_of(model, config, epochs)
+    with progress_bar(progress, epochs) as report:
+        for phase in phases:
+            if phase.name == "gmvae":
+                states = _place(
+                    plan, model, states, fits, phase.before * steps_per_epoch
+                )
+            started = time.perf_counter()
+            carries = jax.vmap(first_carry)(states)
+            program = _compile(
+                plan,
+                phase,
+                steps_per_epoch,
+                epochs,
+                n_slots,
+                batch_size,
+                carries,
+                orders,
+                settings,
+            )
+            compiled = time.perf_counter()
+            compile_seconds += compiled - started
+            for fit in fits:
+                fit.start_phase(phase.before)
+            for number in range(phase.before + 1, phase.before + phase.epochs + 1):
+                epoch_started = time.perf_counter()
+                active = np.array([fit.active for fit in fits])
+                carries, figures = program(
+                    carries, _positions(orders, number), settings, active
+                )
+                figures = jax.device_get(figures)
+                taken = time.perf_counter() - epoch_started
+                for i, fit in enumerate(fits):
+                    if fit.active:
+                        mine = {
+                            name: value[i].item() for name, value in figures.items()
+                        }
+                        fit.see(number, phase.name, mine, taken, config)
+                bounds = [fit.best_bound for fit in fits if fit.error is None]
+                best = max(bounds, default=np.nan)
+                report(phase.name, number, best, n_train * active.sum() / taken)
+                if not any(fit.active for fit in fits):
+                    break
+            seconds += time.perf_counter() - compiled
+            states = carries.state._replace(params=carries.best_params)
+    summary = {
+        "n_train": n_train,
+        "n_validation": plan.held_out.start.shape[0],
+        "seconds": round(seconds, 3),
+        "compile_seconds": round(compile_seconds, 3),
+    }
+    shared = (phases, steps_per_epoch, summary)
+    return [
+        fit.error or _result(plan, model, _of_fit(states.params, i), fit, *shared)
+        for i, fit in enumerate(fits)
+    ]
+
+
+class _Fit:
+    """How one fit has fared: its history, its best bound, and whether it goes on."""
+
+    def __init__(self, patience: int):
+        self.patience = patience
+        self.history: list[dict[str, Any]] = []
+        self.error: FloatingPointError | None = None
+        self.start_phase(0)
+
+    def start_phase(self, before: int) -> None:
+        self.best_epoch, self.best_bound = before, -np.inf
+        self.active = self.error is None
+
+    def see(
+        self,
+        number: int,
+        phase: str,
+        figures: dict[str, Any],
+        seconds: float,
+        config: TrainConfig,
+    ) -> None:
+        """Note the figures of an epoch, and stop where patience runs out."""
+        skipped_run = figures.pop("longest_skipped_run")
+        if skipped_run >= MAX_SKIPPED_RUN:
+            self.fail(
+                f"found {skipped_run} steps in a row with non-finite gradients, "
+                f"expected finite ones, lower learning_rate (it was "
+                f"{config.learning_rate}), use a library mean, or look for extreme "
+                "counts"
+            )
+            return
+        self.history.append(
+            {"epoch": number, "phase": phase, **figures, "seconds": round(seconds, 4)}
+        )
+        if figures["validation_bound"] > self.best_bound:
+            self.best_epoch, self.best_bound = number, figures["validation_bound"]
+        if number - self.best_epoch >= self.patience:
+            self.active = False
+            if not np.isfinite(self.best_bound):
+                self.fail(
+                    "found no finite validation bound in any epoch, expected one, "
+                    f"lower learning_rate (it was {config.learning_rate}) or look for "
+                    "extreme counts"
+                )
+
+    def fail(self, message: str) -> None:
+        self.error, self.active = FloatingPointError(message), False
+
+
+def _positions(orders: Sequence[Orders], number: int) -> tuple[np.ndarray, ...]:
+    """Cells and weights [n_fits, n_batches, B] of an epoch."""
+    return tuple(map(np.stack, zip(*(order(number) for order in orders), strict=True)))
+
+
+def _compile(
+    plan: Plan,
+    phase: Phase,
+    steps_per_epoch: int,
+    epochs: int,
+    n_slots: int,
+    batch_size: int,
+    carries: Carry,
+    orders: Sequence[Orders],
+    settings: dict[str, Array],
+) -> Callable:
+    """The program of one epoch of a phase, for all fits."""
+    config = plan.config
+    before, steps = phase.before * steps_per_epoch, phase.epochs * steps_per_epoch
+
+    def setup(settings: dict[str, Array]) -> Setup:
+        def setting(name: str) -> float | Array:
+            return settings.get(name, getattr(config, name))
+
+        model = plan.build(settings)
+        if phase.name == "vae" and model.start is not None:
+            model = model.start
+        optimizer = plan.optimizer or default_optimizer(
+            epochs * steps_per_epoch,
+            learning_rate=setting("learning_rate"),
+            weight_decay=setting("weight_decay"),
+        )
+
+        def warm_up(step: Array) -> Array:
+            warm = jnp.round(setting("kl_warmup") * steps)
+            share = jnp.clip((step - before) / jnp.maximum(warm, 1.0), 0.0, 1.0)
+            return setting("kl_weight") * jnp.where(warm > 0, share, 1.0)
+
+        if config.n_samples == 1:
+            free = {n: setting(n) for n in ("free_nats", "free_nats_y")}
+            objective = elbo(**free)
+        else:
+            objective = importance_weighted(config.n_samples)
+        step = make_train_step(
+            model, objective, optimizer, kl_weight=plan.kl_weight or warm_up
+        )
+        return Setup(model, objective, step)
+
+    in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
+    n_genes = plan.build({}).modalities[0].n_features
+    epoch = make_epoch(setup, n_genes, n_slots, held_out_slots)
+    # on a CPU fits side by side would not stay in its cache
+    program = over_fits(epoch, one_by_one=jax.default_backend() == "cpu")
+    shared = (plan.train, plan.held_out, in_order)
+    active = np.ones(len(orders), bool)
+    compiled = (
+        jax.jit(program, donate_argnums=0)
+        .lower(carries, _positions(orders, 1), settings, active, *shared)
+        .compile()
+    )
+    return lambda *of_fits: compiled(*of_fits, *shared)
+
+
+def _of_fit(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def _place(
+    plan: Plan, model: Model, states: TrainState, fits: list[_Fit], step: int
+) -> TrainState:
+    """States whose components are placed by k-means on the latents."""
+    placed = []
+    for i, (seed, fit) in enumerate(zip(plan.seeds, fits, strict=True)):
+        params = _of_fit(states.params, i)
+        if fit.error is None:
+            params = place_clusters(model, params, plan.train, seed)
+        placed.append(params)
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *placed)
+    return states._replace(params=params, step=jnp.full_like(states.step, step))
+
+
+def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any:
+    """Place the components of a mixture by k-means on the latents of cells.
+
+    Args:
+        model: a mixture.
+        params: its parameters, those that it shares with its VAE trained.
+        cells: training cells.
+        seed: of k-means.
+
+    Returns:
+        Params with "prior" placed and, where a network gives q(y|x), fitted to it.
+    """
+    mean, variance, hidden = _encode(model, params, cells)
+    prior = clusters.place(
+        params["prior"], np.asarray(mean), np.asarray(variance), seed, MAX_DEPARTURE
+    )
+    params = params | {"prior": prior}
+    if "clusters" in params:
+        target = jnp.exp(model.infer(params, mean))
+        layer = jax.jit(clusters.fit_logits)(
+            params["clusters"]["logits"], hidden, target
+        )
+        params |= {"clusters": params["clusters"] | {"logits": layer}}
+    return params
+
+
+def _encode(model: Model, params: Any, cells: CellData) -> tuple[Array, Array, Array]:
+    """Mean and variance [n, L] of q(z|x) of the VAE, and hidden layer [n, size]."""
+    positions, n_slots = batches.in_order(cells, 512)
+    rows = _encode_batches(model, n_slots, params, cells, positions)
+    n_cells = cells.start.shape[0]
+    return tuple(row.reshape(-1, row.shape[-1])[:n_cells] for row in rows)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _encode_batches(
+    model: Model, n_slots: int, params: Any, cells: CellData, positions: tuple
+) -> tuple[Array, Array, Array]:
+    def one(position: tuple[Array, Array]):
+        n_genes = model.modalities[0].n_features
+        batch = batches.cut(cells, *position, n_genes, n_slots)
+        q, hidden = model.hidden(params, batch)
+        return q.mean(), q.variance(), hidden
+
+    return jax.lax.map(one, positions)
+
+
+def _sizes(model: Model, params: Any, cells: CellData) -> np.ndarray:
+    """Number of cells [K] that each cluster has for its own."""
+    positions, n_slots = batches.in_order(cells, 512)
+    return np.asarray(_count(model, n_slots, params, cells, positions)).astype(int)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _count(
+    model: Model, n_slots: int, params: Any, cells: CellData, positions: tuple
+) -> Array:
+    def one(position: tuple[Array, Array]):
+        n_genes = model.modalities[0].n_features
+        batch = batches.cut(cells, *position, n_genes, n_slots)
+        q = model.encode(params, batch)
+        if isinstance(q, distrax.MixtureSameFamily):
+            log_qy = q.mixture_distribution.logits
+        else:
+            log_qy = model.infer(params, q.mean())
+        mine = jax.nn.one_hot(log_qy.argmax(axis=-1), model.n_clusters)
+        return (mine * batch.weight[:, None]).sum(axis=0)
+
+    return jax.lax.map(one, positions).sum(axis=0)
+
+
+def _result(
+    plan: Plan,
+    model: Model,
+    params: Any,
+    fit: _Fit,
+    phases: list[Phase],
+    steps_per_epoch: int,
+    shared: dict[str, Any],
+) -> Result:
+    best = next(row for row in fit.history if row["epoch"] == fit.best_epoch)
+    epochs = len(fit.history)
+    summary = {
+        "epochs": epochs,
+        "best_epoch": fit.best_epoch,
+        "stopped_early": epochs < phases[-1].before + phases[-1].epochs,
+        "steps": epochs * steps_per_epoch,
+        "skipped_steps": int(fit.history[-1]["skipped_steps"]),
+        **shared,
+        "seconds_per_epoch": round(shared["seconds"] / epochs, 5),
+        "cells_per_second": round(shared["n_train"] * epochs / shared["seconds"], 1),
+        "validation_elbo": best["validation_elbo"],
+        "validation_bound": best["validation_bound"],
+    }
+    if model.n_clusters:
+        sizes = _sizes(model, params, plan.train)
+        order = np.argsort(-sizes, kind="stable")
+        params = clusters.reorder(params, order)
+        summary |= {
+            "n_clusters": model.n_clusters,
+            "clusters_used": int((sizes >= ALIVE * sizes.sum()).sum()),
+            "cluster_sizes": sizes[order].tolist(),
+        }
+    return Result(params, fit.history, summary)
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool, epochs: int):
+    """A function to report an epoch to; a bar on standard error if `show`."""
+    if not show:
+        yield lambda phase, number, bound, rate: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    bar = Progress(
+        TextColumn("{task.fields[phase]} epoch"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TextColumn("left"),
+        TimeLeft(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task("fit", total=epochs, phase="", figures="compiling")
+
+        def report(phase: str, number: int, bound: float, rate: float) -> None:
+            figures = f"validation bound {bound:.2f}, {rate:,.0f} cells/s"
+            bar.update(task, completed=number, phase=phase, figures=figures)
+
+        yield report

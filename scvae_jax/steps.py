@@ -1,0 +1,156 @@
+"""One train step: gradients of an objective, an optax update, and what to skip."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scvae_jax.batches import Batch
+from scvae_jax.models import Model
+from scvae_jax.objectives import Objective
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+    """What a step takes and returns.
+
+    Attributes:
+        params: of the model.
+        opt_state: of the optimiser.
+        step: number of steps taken.
+        key: the key of the run; that of a step is fold_in(key, step).
+        skipped: steps skipped for non-finite gradients.
+        skipped_run: how many of them were the last ones.
+        longest_run: the largest skipped_run so far.
+    """
+
+    params: Any
+    opt_state: Any
+    step: Array
+    key: Array
+    skipped: Array
+    skipped_run: Array
+    longest_run: Array
+
+
+class Metrics(NamedTuple):
+    """What a step reports.
+
+    Attributes:
+        loss: what was minimised, nats per cell, mean over the cells of the batch.
+        kl_weight: the weight of the KL term in it.
+        finite: whether the gradients were finite; if not, the step was skipped.
+    """
+
+    loss: Array
+    kl_weight: Array
+    finite: Array
+
+
+def init_train_state(
+    model: Model, optimizer: optax.GradientTransformation, key: Array
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        model: to be trained.
+        optimizer: any optax optimiser.
+        key: of the run.
+
+    Returns:
+        The state.
+    """
+    key_init, key_run = jax.random.split(key)
+    params = model.init(key_init)
+    # distinct buffers, so that the state can be donated
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
+    return TrainState(
+        params, optimizer.init(params), zeros[0], key_run, zeros[1], zeros[2], zeros[3]
+    )
+
+
+def make_train_step(
+    model: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    kl_weight: float | optax.Schedule = 1.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure train step, to be compiled with `jax.jit` or run inside `lax.scan`.
+
+    The model is mapped over the importance samples that the objective asks for. A step
+    whose gradients are not finite leaves parameters and optimiser as they were.
+
+    Args:
+        model: from `vae`.
+        objective: from `scvae_jax.objectives`.
+        optimizer: any optax optimiser.
+        kl_weight: a number, or an optax schedule over steps.
+
+    Returns:
+        step(state, batch) -> (state, metrics).
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        beta = kl_weight(state.step) if callable(kl_weight) else kl_weight
+        beta = jnp.asarray(beta, jnp.float32)
+
+        def loss_of(params: Any) -> Array:
+            terms = model.terms(params, key, batch, objective.n_samples, train=True)
+            loss = objective.loss(terms, beta)
+            loss = jnp.where(batch.weight > 0, loss, 0.0)
+            return loss.sum() / jnp.maximum(batch.weight.sum(), 1.0)
+
+        loss, gradients = jax.value_and_grad(loss_of)(state.params)
+        finite = jnp.isfinite(loss)
+        for leaf in jax.tree.leaves(gradients):
+            finite &= jnp.isfinite(leaf).all()
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new: Array, old: Array) -> Array:
+            return jnp.where(finite, new, old)
+
+        skipped_run = jnp.where(finite, 0, state.skipped_run + 1)
+        state = TrainState(
+            params=jax.tree.map(keep, params, state.params),
+            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            step=state.step + 1,
+            key=state.key,
+            skipped=state.skipped + ~finite,
+            skipped_run=skipped_run,
+            longest_run=jnp.maximum(state.longest_run, skipped_run),
+        )
+        return state, Metrics(loss, beta, finite)
+
+    return step
+
+
+def default_optimizer(
+    n_steps: int,
+    *,
+    learning_rate: float | Array = 2e-3,
+    weight_decay: float | Array = 1e-4,
+) -> optax.GradientTransformation:
+    """AdamW on a cosine schedule; weight decay on weight matrices alone.
+
+    Args:
+        n_steps: over which the rate falls to 1 % of its peak.
+        learning_rate: the peak.
+        weight_decay: of AdamW.
+
+    Returns:
+        An optax optimiser.
+    """
+
+    def kernels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+        )
+
+    schedule = optax.cosine_decay_schedule(learning_rate, n_steps, alpha=0.01)
+    return optax.adamw(schedule, weight_decay=weight_decay, mask=kernels)
