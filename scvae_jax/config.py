@@ -142,7 +142,7 @@ class ModelConfig:
     dropout_decoder: float = 0.1
     n_clusters: int = 10
     posterior: str = "shared"
-    mixture_weights: str | tuple[float, ...] = "uniform"
+    mixture_weights: str | tuple[float, ...] = "learned"
     component_covariance: str = "shared"
 
     def __post_init__(self) -> None:
@@ -197,7 +197,8 @@ class TrainConfig:
         free_nats: KL of z in nats per cell that costs nothing; with n_samples=1 alone.
         free_nats_y: of a gmvae, KL of y that costs nothing; with n_samples=1 alone.
         start: of a gmvae, share of the epochs that it trains as a VAE, before its
-            components are placed by k-means on the latents.
+            components are placed by k-means on the latents; None: as many as make about
+            1,200 steps, between a tenth and a half.
         patience: epochs without a better validation bound before training stops.
         validation_fraction: share of cells held out where no split is given.
         test_fraction: share of cells set aside untouched where no split is given.
@@ -216,7 +217,7 @@ class TrainConfig:
     kl_warmup: float = 0.1
     free_nats: float = 0.0
     free_nats_y: float = 0.0
-    start: float = 1 / 3
+    start: float | None = None
     patience: int = 40
     validation_fraction: float = 0.1
     test_fraction: float = 0.0
@@ -235,7 +236,8 @@ class TrainConfig:
         _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
         _check_range("free_nats", self.free_nats, 0.0, 1e6)
         _check_range("free_nats_y", self.free_nats_y, 0.0, 1e6)
-        _check_range("start", self.start, 0.0, 1.0)
+        if self.start is not None:
+            _check_range("start", self.start, 0.0, 1.0)
         _check_range("validation_fraction", self.validation_fraction, 0.0, 1.0)
         _check_range("test_fraction", self.test_fraction, 0.0, 1.0)
         _check(

@@ -209,7 +209,7 @@ def gmvae(
     *,
     n_clusters: int,
     posterior: str = "shared",
-    mixture_weights: str | Sequence[float] = "uniform",
+    mixture_weights: str | Sequence[float] = "learned",
     component_covariance: str = "shared",
     n_latent: int = 10,
     hidden_sizes: Sequence[int] = (128, 128),

@@ -99,20 +99,26 @@ def n_epochs(config: TrainConfig, steps_per_epoch: int) -> int:
     return int(np.clip(round(6000 / steps_per_epoch), 20, 400))
 
 
-def phases_of(model: Model, config: TrainConfig, epochs: int) -> list[Phase]:
+def phases_of(
+    model: Model, config: TrainConfig, epochs: int, steps_per_epoch: int
+) -> list[Phase]:
     """The phases of a training: one, or of a mixture the VAE first.
 
     Args:
         model: that is trained.
         config: whose `start` is the VAE's share.
         epochs: in all.
+        steps_per_epoch: batches that the training cells make.
 
     Returns:
         The phases.
     """
     if model.start is None:
         return [Phase("vae", 0, epochs)]
-    first = min(round(config.start * epochs), epochs - 1)
+    share = config.start
+    if share is None:
+        share = float(np.clip(1200 / (steps_per_epoch * epochs), 0.1, 0.5))
+    first = min(round(share * epochs), epochs - 1)
     phases = [Phase("vae", 0, first), Phase("gmvae", first, epochs - first)]
     return [phase for phase in phases if phase.epochs]
 
@@ -160,7 +166,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     states = first_states(keys)
     fits = [_Fit(config.patience) for _ in plan.seeds]
     seconds = compile_seconds = 0.0
-    phases = phases_of(model, config, epochs)
+    phases = phases_of(model, config, epochs, steps_per_epoch)
     with progress_bar(progress, epochs) as report:
         for phase in phases:
             if phase.name == "gmvae":

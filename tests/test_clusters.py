@@ -1,0 +1,153 @@
+"""Clusters: their start, their order, and agreement between fits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scvae_jax import clusters, likelihoods, models
+
+N_LATENT = 2
+CENTRES = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
+SIZES = (40, 200, 100)
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(3), SIZES)
+    mean = CENTRES[label] + 0.5 * random.normal(size=(len(label), N_LATENT))
+    variance = np.full(mean.shape, 0.11)
+    return mean, variance, label
+
+
+def prior_of(covariance, weights="uniform"):
+    model = models.gmvae(
+        [models.Modality("x", 4, likelihoods.poisson())],
+        n_clusters=3,
+        n_latent=N_LATENT,
+        hidden_sizes=(5,),
+        mixture_weights=weights,
+        component_covariance=covariance,
+    )
+    return model, model.init(jax.random.key(0))
+
+
+def test_kmeans_start_finds_the_blobs(blobs):
+    mean, _, label = blobs
+    centres, code = clusters.kmeans_start(mean, 3, seed=0)
+    # the same partition, under other names
+    assert len(set(zip(label, code, strict=True))) == 3
+    nearest = np.abs(centres[:, None] - CENTRES).sum(-1).min(1)
+    assert nearest.max() < 0.3
+    again = clusters.kmeans_start(mean, 3, seed=0)[1]
+    np.testing.assert_array_equal(code, again)
+
+
+@pytest.mark.parametrize("covariance", ["shared", "diagonal", "full"])
+def test_components_are_placed_on_the_moments_of_their_cells(blobs, covariance):
+    mean, variance, label = blobs
+    model, params = prior_of(covariance, "learned")
+    prior = clusters.place(params["prior"], mean, variance, 0, models.MAX_DEPARTURE)
+    assert jax.tree.structure(prior) == jax.tree.structure(params["prior"])
+    order = [np.abs(CENTRES - m).sum(1).argmin() for m in np.asarray(prior["mean"])]
+    assert sorted(order) == [0, 1, 2]
+    # variance about the centre and that of q(z|x): 0.25 + 0.11
+    assert float(jnp.exp(2 * prior["log_scale"][0, 0])) == pytest.approx(0.36, rel=0.05)
+    share = np.exp(prior["logits"])
+    np.testing.assert_allclose(share, np.array(SIZES)[order] / 340, rtol=0.05)
+    # the placed prior explains the latents better than any other one scale for all
+    z = jnp.asarray(mean, jnp.float32)
+
+    def fit(prior):
+        joint = model.infer(params | {"prior": prior}, z)
+        return np.asarray(joint).argmax(1)
+
+    codes = fit(prior)
+    assert (np.array(order)[codes] == label).all()
+
+
+def test_a_wide_cluster_gets_a_wide_component():
+    random = np.random.default_rng(0)
+    mean = np.concatenate(
+        [random.normal(0, 0.5, (300, 2)), [20, 0] + random.normal(0, 1.5, (300, 2))]
+    )
+    model = models.gmvae(
+        [models.Modality("x", 4, likelihoods.poisson())],
+        n_clusters=2,
+        n_latent=2,
+        hidden_sizes=(5,),
+        component_covariance="full",
+    )
+    prior = model.init(jax.random.key(0))["prior"]
+    placed = clusters.place(prior, mean, np.full(mean.shape, 1e-3), 0, np.log(2.0))
+    wide = int(np.asarray(placed["mean"])[:, 0].argmax())
+    departure = np.tanh(placed["departure"]) * np.log(2.0)
+    scale = np.exp(np.asarray(placed["log_scale"]) + departure)
+    assert (scale[wide] > scale[1 - wide]).all()
+    np.testing.assert_allclose(scale[wide], 1.5, rtol=0.1)
+
+
+def test_logits_are_fitted_to_responsibilities():
+    random = np.random.default_rng(0)
+    hidden = jnp.asarray(random.normal(size=(500, 6)), jnp.float32)
+    true = random.normal(size=(6, 3))
+    target = jax.nn.softmax(hidden @ jnp.asarray(true, jnp.float32))
+    layer = {"kernel": jnp.ones((6, 3)), "bias": jnp.ones(3)}
+    fitted = jax.jit(clusters.fit_logits)(layer, hidden, target)
+    ours = jax.nn.softmax(hidden @ fitted["kernel"] + fitted["bias"][None])
+    assert float(jnp.abs(ours - target).mean()) < 0.01
+
+
+@pytest.mark.parametrize("posterior", ["shared", "conditional"])
+def test_reordering_changes_names_alone(posterior):
+    model = models.gmvae(
+        [models.Modality("x", 4, likelihoods.poisson())],
+        n_clusters=3,
+        posterior=posterior,
+        n_latent=N_LATENT,
+        hidden_sizes=(5,),
+        mixture_weights="learned",
+        component_covariance="full",
+    )
+    params = model.init(jax.random.key(0))
+    params = jax.tree.map(
+        lambda v: v + jnp.arange(v.size, dtype=v.dtype).reshape(v.shape) / v.size,
+        params,
+    )
+    order = np.array([2, 0, 1])
+    other = clusters.reorder(params, order)
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(6, N_LATENT)), jnp.float32)
+    np.testing.assert_allclose(
+        model.infer(other, z), model.infer(params, z)[:, order], rtol=1e-5
+    )
+    if posterior == "conditional":
+        from scvae_jax import batches
+
+        batch = batches.dense_batch(np.random.default_rng(1).poisson(2.0, (6, 4)))
+        one, two = model.encode(params, batch), model.encode(other, batch)
+        np.testing.assert_allclose(
+            two.mixture_distribution.logits,
+            one.mixture_distribution.logits[:, order],
+            rtol=1e-5,
+        )
+        np.testing.assert_allclose(
+            two.components_distribution.mean(),
+            one.components_distribution.mean()[:, order],
+            rtol=1e-5,
+        )
+
+
+def test_agreement_matches_clusters_one_to_one():
+    first = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    renamed = np.array([2, 2, 2, 2, 0, 0, 1, 1])
+    moved = np.array([1, 1, 1, 0, 0, 0, 2, 2])
+    np.testing.assert_array_equal(clusters.agreement([first, renamed]), 1.0)
+    np.testing.assert_allclose(
+        clusters.agreement([first, renamed, moved]), [1, 1, 1, 2 / 3, 1, 1, 1, 1]
+    )
+    merged = np.zeros(8, int)
+    # a fit with one cluster can agree with one of the first alone
+    np.testing.assert_allclose(
+        clusters.agreement([first, merged]), [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
+    )

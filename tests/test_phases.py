@@ -1,0 +1,353 @@
+"""Phases of a mixture, and many fits in one program."""
+
+import jax
+import numpy as np
+import pytest
+
+import scvae_jax as sv
+from scvae_jax import (
+    batches,
+    epochs,
+    models,
+    objectives,
+    phases,
+    plots,
+    steps,
+    training,
+)
+from scvae_jax.config import InputError, InputWarning
+from scvae_jax.counts import prepare
+
+SMALL = {"n_latent": 3, "hidden_sizes": (32,), "dropout_input": 0.1}
+SMALL |= {"dropout_hidden": 0.0, "dropout_decoder": 0.0}
+MIXTURE = sv.ModelConfig(model="gmvae", n_clusters=3, **SMALL)
+
+
+def fit_many(adata, config=MIXTURE, *, seeds=(0, 1), settings=None, **train):
+    train = {"epochs": 6, "batch_size": 32, "learning_rate": 5e-3} | train
+    return sv.fit_many(
+        adata,
+        config,
+        sv.TrainConfig(**train),
+        seeds=seeds,
+        settings=settings,
+        progress=False,
+    )
+
+
+def same(one, other):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
+
+
+@pytest.fixture(scope="module")
+def types():
+    """Three well separated types."""
+    adata = sv.datasets.simulate(
+        300, 60, n_types=3, depth=2000.0, type_scale=3.0, fraction_marker=0.4, seed=2
+    )
+    del adata.layers["true_mean"]
+    return adata
+
+
+@pytest.fixture(scope="module")
+def fits(types):
+    """The best of two fits to the three types, and the other one."""
+    return fit_many(types, epochs=60, patience=60)
+
+
+def test_phases_follow_each_other(fits):
+    names = [row["phase"] for row in fits.history]
+    assert names == ["vae"] * 30 + ["gmvae"] * 30
+    assert [row["epoch"] for row in fits.history] == list(range(1, 61))
+    # a best state of the VAE phase must not win
+    assert fits.summary["best_epoch"] > 30
+    weights = [row["kl_weight"] for row in fits.history]
+    # warmed up anew in the second phase
+    assert weights[0] < 1 and weights[29] == 1 and weights[30] < 1 and weights[-1] == 1
+    assert "clusters_used" not in fits.history[0]
+    assert fits.history[-1]["clusters_used"] == 3
+    assert 1 < fits.history[-1]["effective_clusters"] <= 3
+
+
+@pytest.mark.parametrize("posterior", ["shared", "conditional"])
+def test_clusters_are_the_types(types, fits, posterior):
+    found = fits
+    if posterior == "conditional":
+        config = sv.ModelConfig(
+            model="gmvae", n_clusters=3, posterior="conditional", **SMALL
+        )
+        found = fit_many(types, config, epochs=60, patience=60, seeds=(0,))
+    figures = sv.evaluate(types, found, split="all", n_samples=5, score_key="cell_type")
+    assert figures["ari"] > 0.95 and figures["oracle_k"] is False
+    assert figures["clusters_used"] == figures["n_clusters"] == 3
+    total = figures["log_likelihood"] - figures["kl_z"] - figures["kl_y"]
+    assert figures["elbo"] == pytest.approx(total, rel=1e-6)
+    sizes = found.summary["cluster_sizes"]
+    assert sizes == sorted(sizes, reverse=True) and sum(sizes) == 270
+
+
+def test_many_fits_are_those_of_each_seed_alone(types, fits):
+    alone = fit_many(types, epochs=60, patience=60, seeds=(1,))
+    (one,) = (f for f in (fits, *fits.alternatives) if f.train_config.seed == 1)
+    assert same(one.params, alone.params)
+    strip = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in f.history]
+        for f in (one, alone)
+    ]
+    assert strip[0] == strip[1]
+    bounds = [f.summary["validation_bound"] for f in (fits, *fits.alternatives)]
+    assert bounds == sorted(bounds, reverse=True)
+    assert fits.summary["n_fits"] == 2
+
+
+def test_the_split_is_one_for_all_fits(types, fits):
+    (other,) = fits.alternatives
+    np.testing.assert_array_equal(fits.split, other.split)
+    plain = sv.fit(
+        types, sv.ModelConfig(**SMALL), sv.TrainConfig(epochs=1, seed=0), progress=False
+    )
+    np.testing.assert_array_equal(fits.split, plain.split)
+
+
+def test_settings_side_by_side(types):
+    found = fit_many(
+        types,
+        sv.ModelConfig(**SMALL),
+        settings={"learning_rate": [1e-3, 5e-3], "dropout_input": [0.2, 0.4]},
+        seeds=(3,),
+    )
+    fits = (found, *found.alternatives)
+    tried = {(f.train_config.learning_rate, f.config.dropout_input) for f in fits}
+    assert tried == {(1e-3, 0.2), (1e-3, 0.4), (5e-3, 0.2), (5e-3, 0.4)}
+    assert len({f.history[-1]["loss"] for f in fits}) == 4
+    # each is the fit that the same settings give on their own
+    (one,) = (
+        f
+        for f in fits
+        if (f.train_config.learning_rate, f.config.dropout_input) == (1e-3, 0.4)
+    )
+    alone = fit_many(
+        types,
+        sv.ModelConfig(**SMALL | {"dropout_input": 0.4}),
+        seeds=(3,),
+        learning_rate=1e-3,
+    )
+    np.testing.assert_allclose(
+        [row["validation_bound"] for row in one.history],
+        [row["validation_bound"] for row in alone.history],
+        rtol=1e-4,
+    )
+
+
+def test_kl_weight_is_where_the_warm_up_ends(types):
+    found = fit_many(types, sv.ModelConfig(**SMALL), seeds=(0,), kl_weight=0.25)
+    assert found.history[-1]["kl_weight"] == 0.25
+
+
+@pytest.mark.parametrize("name", ["vae", "gmvae"])
+def test_eight_seeds_by_vmap_agree_with_each_alone(types, name):
+    """The first hundred steps of a phase, from one state."""
+    n_seeds, n_steps = 8, 100
+    data = prepare(types, sv.DataConfig())
+    cells = training.cells_to_device(data, slice(None))
+    model = models.from_config(MIXTURE, models.named_likelihood(MIXTURE), n_genes=60)
+    trained = model.start if name == "vae" else model
+    optimizer = steps.default_optimizer(1000)
+    order = epochs.Orders(0, 300, 32)
+    n_slots = batches.n_slots(max(order.fullest(e, cells) for e in range(1, 11)))
+    positions = [order(number) for number in range(1, 11)]
+    index, weight = (np.concatenate(parts) for parts in zip(*positions, strict=True))
+    step = steps.make_train_step(trained, objectives.elbo(), optimizer)
+
+    def first(seed):
+        state = steps.init_train_state(model, optimizer, jax.random.key(seed))
+        if name == "vae":
+            return state
+        params = phases.place_clusters(model, state.params, cells, seed)
+        return state._replace(params=params)
+
+    def run(state):
+        def one(state, position):
+            batch = batches.cut(cells, *position, 60, n_slots)
+            state, metrics = step(state, batch)
+            return state, metrics.loss
+
+        return jax.lax.scan(one, state, (index[:n_steps], weight[:n_steps]))[1]
+
+    states = [first(seed) for seed in range(n_seeds)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(unkeyed, states))
+    together = jax.jit(jax.vmap(lambda s: run(keyed(s))))(stacked)
+    alone = jax.jit(run)
+    for seed, state in enumerate(states):
+        np.testing.assert_allclose(together[seed], alone(state), rtol=1e-5)
+
+
+def unkeyed(state):
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def keyed(state):
+    return state._replace(key=jax.random.wrap_key_data(state.key))
+
+
+def test_fits_that_have_stopped_are_left_alone(types):
+    found = fit_many(
+        types,
+        sv.ModelConfig(**SMALL),
+        settings={"learning_rate": [1e-3, 0.1]},
+        epochs=40,
+        patience=4,
+        seeds=(0,),
+    )
+    fits = (found, *found.alternatives)
+    assert len({len(f.history) for f in fits}) == 2
+    assert any(f.summary["stopped_early"] for f in fits)
+    for f in fits:
+        bounds = [row["validation_bound"] for row in f.history]
+        assert f.summary["validation_bound"] == max(bounds)
+
+
+def test_a_fit_that_fails_is_left_out(types):
+    with pytest.warns(InputWarning, match="1 of 2 fits ended early and are left out"):
+        found = fit_many(
+            types,
+            sv.ModelConfig(**SMALL),
+            settings={"learning_rate": [1e-3, 9.0], "weight_decay": [9.0]},
+            epochs=30,
+            seeds=(0,),
+        )
+    assert found.alternatives == () and found.train_config.learning_rate == 1e-3
+
+
+def test_dead_clusters_are_reported(types):
+    with pytest.warns(InputWarning, match=r"of 60 clusters have fewer than 1 %"):
+        config = sv.ModelConfig(model="gmvae", n_clusters=60, **SMALL)
+        found = fit_many(types, config, seeds=(0,), epochs=2)
+    assert found.summary["clusters_used"] < 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": ()}, "0 seeds, expected one seed or more"),
+        ({"seeds": (1, 1)}, "found seeds 1, 1, expected each once"),
+        ({"seeds": (-1,)}, "found seed=-1, expected a whole number"),
+        ({"settings": {"n_latent": [2]}}, "found settings n_latent and 2 seeds"),
+        ({"settings": {"learning_rate": []}}, "expected one seed or more and values"),
+        ({"settings": {"dropout_input": [1.5]}}, "found dropout_input=1.5, expected"),
+    ],
+)
+def test_errors(types, options, message):
+    with pytest.raises(InputError, match=message):
+        fit_many(types, **options)
+
+
+def test_more_clusters_than_cells(types):
+    config = sv.ModelConfig(model="gmvae", n_clusters=271, **SMALL)
+    with pytest.raises(InputError, match="found n_clusters=271 for 270 training cells"):
+        fit_many(types, config)
+
+
+def test_alternatives_are_saved_and_loaded(types, fits, tmp_path):
+    fits.save(tmp_path / "run")
+    loaded = sv.load(tmp_path / "run")
+    assert same(fits.params, loaded.params)
+    (one,), (other,) = fits.alternatives, loaded.alternatives
+    assert same(one.params, other.params)
+    assert one.train_config == other.train_config
+    # damage to an alternative is noticed
+    (path,) = (tmp_path / "run" / "alternatives").glob("*")
+    (path / "history.json").write_text("[]")
+    with pytest.raises(InputError, match="found alternatives/.* damaged or changed"):
+        sv.load(tmp_path / "run")
+
+
+def test_apply_writes_clusters(types, fits, tmp_path):
+    import anndata
+
+    adata = sv.apply(types, fits, copy=True)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    r = adata.obsm["scvae_cluster_probabilities"]
+    assert r.shape == (300, 3)
+    np.testing.assert_allclose(r.sum(1), 1.0, rtol=1e-5)
+    cluster = adata.obs["scvae_cluster"]
+    np.testing.assert_array_equal(cluster.astype(int), r.argmax(1))
+    entropy = -(r * np.log(np.maximum(r, 1e-30))).sum(1)
+    np.testing.assert_allclose(adata.obs["scvae_cluster_entropy"], entropy, atol=1e-5)
+    confidence = adata.obs["scvae_cluster_confidence"]
+    assert set(confidence) <= {0.5, 1.0} and confidence.mean() > 0.95
+    found = adata.uns["scvae"]
+    sizes = cluster.value_counts().sort_index().to_numpy()
+    np.testing.assert_array_equal(found["cluster_sizes"], sizes)
+    prototypes = found["cluster_prototypes"]
+    assert list(prototypes.columns) == list(types.var_names)
+    depth = np.median(np.asarray(types.X.sum(1)))
+    np.testing.assert_allclose(prototypes.sum(axis=1), depth, rtol=1e-3)
+    # the prototype is near the mean profile of the cluster's cells
+    for k in range(3):
+        mine = types.X[(cluster == str(k)).to_numpy()]
+        profile = np.asarray(mine.sum(0)).ravel()
+        near = np.corrcoef(prototypes.iloc[k], profile)[0, 1]
+        assert near > 0.95
+        # and the genes that set it apart are expressed more in it than elsewhere
+        rest = types.X[(cluster != str(k)).to_numpy()]
+        rest = np.asarray(rest.sum(0)).ravel()
+        top = types.var_names.get_indexer(found["cluster_genes"][str(k)][:5])
+        assert (profile / profile.sum() > rest / rest.sum())[top].all()
+
+
+def test_denoise(types, fits):
+    adata = types[:50, ::-1].copy()
+    sv.denoise(adata, fits, batch_size=32)
+    denoised = adata.layers["scvae_denoised"]
+    depth = np.asarray(adata.X.sum(1)).ravel()
+    np.testing.assert_allclose(denoised.sum(1), depth, rtol=1e-3)
+    near = np.corrcoef(denoised.ravel(), adata.X.toarray().ravel())[0, 1]
+    assert near > 0.9
+    # genes that the model does not know are not made up
+    import anndata
+
+    wider = anndata.concat([types[:5], types[:5, :3]], axis=1)
+    wider.var_names = [*types.var_names, "new_1", "new_2", "new_3"]
+    wider = sv.denoise(wider, fits, copy=True)
+    assert np.isnan(wider.layers["scvae_denoised"][:, -3:]).all()
+    assert np.isfinite(wider.layers["scvae_denoised"][:, :-3]).all()
+
+
+def test_denoise_as_of_another_batch(small):
+    fitted = sv.fit(
+        small,
+        sv.ModelConfig(model="gmvae", n_clusters=2, posterior="conditional", **SMALL),
+        sv.TrainConfig(epochs=4, batch_size=32),
+        batch_key="batch",
+        progress=False,
+    )
+    own = sv.denoise(small, fitted, copy=True).layers["scvae_denoised"]
+    first, second = fitted.batches
+    swapped = sv.denoise(small, fitted, batch=first, copy=True)
+    swapped = swapped.layers["scvae_denoised"]
+    of_first = (small.obs["batch"] == first).to_numpy()
+    np.testing.assert_allclose(own[of_first], swapped[of_first], rtol=1e-5)
+    assert np.abs(own[~of_first] / swapped[~of_first] - 1).mean() > 0.01
+    with pytest.raises(InputError, match="found batch='other', expected one of"):
+        sv.denoise(small, fitted, batch="other")
+
+
+def test_a_sweep_over_the_number_of_clusters(types, tmp_path):
+    table = sv.sweep_clusters(
+        types,
+        MIXTURE,
+        sv.TrainConfig(epochs=60, batch_size=32, learning_rate=5e-3),
+        n_clusters=(1, 3),
+        seeds=(0, 1),
+        progress=False,
+    )
+    assert list(table["n_clusters"]) == [1, 3]
+    assert (table["stability"] > 0.8).all()
+    assert list(table["clusters_used"]) == [1, 3]
+    plots.cluster_sweep(table, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="expected a ModelConfig of model='gmvae'"):
+        sv.sweep_clusters(types, sv.ModelConfig(), n_clusters=(2,))
