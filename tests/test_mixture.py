@@ -67,13 +67,19 @@ def test_bounds_against_a_sum_over_clusters_by_hand(posterior, covariance, batch
     n_samples = 4
     model = mixture(posterior, covariance)
     params = some_params(model)
-    terms = model.terms(params, KEY, batch, n_samples)
+    terms = terms_of(model, params, KEY, batch, n_samples)
     weights, means, covariances = prior_by_hand(model, params, covariance)
-    q = model.encode(params, batch)
+    q = jax.jit(model.encode)(params, batch)
     if posterior == "conditional":
         log_qy = np.log(np.asarray(q.mixture_distribution.probs, float))
         q = q.components_distribution
     q_mean, q_scale = np.asarray(q.mean(), float), np.asarray(q.stddev(), float)
+
+    @jax.jit
+    def log_px_of(z, cell):
+        (decoded,) = model.decode(params, z[None], cell)
+        likelihood = model.modalities[0].likelihood
+        return likelihoods.total_log_prob(likelihood, cell.counts[0].x, decoded)[0]
 
     elbo = np.zeros((n_samples, N_CELLS))
     log_weights = np.zeros((n_samples, N_CELLS, N_CLUSTERS))
@@ -86,14 +92,8 @@ def test_bounds_against_a_sum_over_clusters_by_hand(posterior, covariance, batch
                 z = np.asarray(terms.z[where], float)
                 m, sd = (v[where[1:]] for v in (q_mean, q_scale))
                 prior = stats.multivariate_normal(means[k], covariances[k])
-                (decoded,) = model.decode(
-                    params, jnp.asarray(z, jnp.float32)[None], one_cell(batch, b)
-                )
-                log_px[k] = likelihoods.total_log_prob(
-                    model.modalities[0].likelihood,
-                    batch.counts[0].x[b : b + 1],
-                    decoded,
-                )[0]
+                cell = one_cell(batch, b)
+                log_px[k] = log_px_of(jnp.asarray(z, jnp.float32), cell)
                 log_pz[k] = prior.logpdf(z)
                 log_qz[k] = stats.norm.logpdf(z, m, sd).sum()
                 kl[k] = normal_divergence(m, sd, means[k], covariances[k])
@@ -123,6 +123,11 @@ def test_bounds_against_a_sum_over_clusters_by_hand(posterior, covariance, batch
     np.testing.assert_allclose(
         objectives.importance_weighted_bound(terms), weighted, rtol=2e-5
     )
+
+
+def terms_of(model, *arguments):
+    """Compiled as one program: operation by operation takes many times as long."""
+    return jax.jit(model.terms, static_argnums=(3, 4))(*arguments)
 
 
 def one_cell(batch, b):
@@ -235,7 +240,7 @@ def test_identical_components_have_equal_responsibilities(posterior, batch):
         params["clusters"]["departure"] = jnp.zeros_like(
             params["clusters"]["departure"]
         )
-    terms = model.terms(params, KEY, batch, 3, True)
+    terms = terms_of(model, params, KEY, batch, 3, True)
     r = np.exp(objectives.log_responsibilities(terms))
     np.testing.assert_allclose(r, 1 / N_CLUSTERS, rtol=1e-6)
     np.testing.assert_allclose(
@@ -252,10 +257,10 @@ def test_one_dropout_mask_for_all_clusters(batch):
         jnp.zeros_like, params["encoder"]["Dense_1"]
     )
     params["encoder"]["Dense_1"]["bias"] -= 30.0
-    terms = model.terms(params, KEY, batch, 2, True)
+    terms = terms_of(model, params, KEY, batch, 2, True)
     log_px = np.asarray(terms.log_px)
     np.testing.assert_allclose(log_px, log_px[:1, :, :1] + 0 * log_px, rtol=1e-6)
-    plain = np.asarray(model.terms(params, KEY, batch, 2, False).log_px)
+    plain = np.asarray(terms_of(model, params, KEY, batch, 2, False).log_px)
     assert not np.allclose(plain, log_px)
 
 
@@ -272,8 +277,8 @@ def test_weighted_objective_fits_the_network_of_y_alone_to_the_weights(batch):
         terms = model.terms(params, KEY, batch, 3)
         return -objectives.importance_weighted_bound(terms).sum()
 
-    np.testing.assert_allclose(loss(params), bound(params), rtol=1e-6)
-    slopes, plain = jax.grad(loss)(params), jax.grad(bound)(params)
+    np.testing.assert_allclose(jax.jit(loss)(params), jax.jit(bound)(params), rtol=1e-6)
+    slopes, plain = (jax.jit(jax.grad(f))(params) for f in (loss, bound))
     # q(y|x) does not occur in the bound
     for leaf in jax.tree.leaves(plain["clusters"]["logits"]):
         np.testing.assert_array_equal(leaf, 0.0)
@@ -284,7 +289,7 @@ def test_weighted_objective_fits_the_network_of_y_alone_to_the_weights(batch):
     ):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
     # cross-entropy of a softmax: q(y|x) - r for each cell
-    terms = model.terms(params, KEY, batch, 3)
+    terms = terms_of(model, params, KEY, batch, 3)
     log_weight = terms.log_px + terms.log_py + terms.log_pz - terms.log_qz
     r = jax.nn.softmax(jax.nn.logsumexp(log_weight, axis=0), axis=-1)
     expected = (jnp.exp(terms.log_qy[0]) - r).sum(axis=0)
@@ -295,7 +300,7 @@ def test_weighted_objective_fits_the_network_of_y_alone_to_the_weights(batch):
 
 def test_free_nats_of_y(batch):
     model = mixture("conditional")
-    terms = model.terms(some_params(model), KEY, batch, 1)
+    terms = terms_of(model, some_params(model), KEY, batch, 1)
     parts = objectives.elbo_parts(terms)
     assert 0 < float(parts.kl_y.max()) < 5
     loss = objectives.elbo(free_nats_y=5.0).loss(terms, 0.5)
