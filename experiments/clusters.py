@@ -59,7 +59,7 @@ def digits(data: Path):
 
 def simulated(data: Path, depth: float):
     adata = sv.datasets.simulate(
-        2000, 500, n_types=8, depth=depth, type_scale=0.6, seed=11
+        2000, 500, n_types=8, depth=depth, type_scale=1.0, seed=11
     )
     return adata, adata.obs["cell_type"].astype(str).to_numpy()
 
@@ -67,9 +67,10 @@ def simulated(data: Path, depth: float):
 # name -> (cells and labels, K, options of the fit, options of the training)
 SETS = {
     "hashed_doublets": (lines, 4, {}, {}),
-    "simulated, depth 300": (partial(simulated, depth=300.0), 8, {}, {}),
-    "simulated, depth 1000": (partial(simulated, depth=1000.0), 8, {}, {}),
-    "simulated, depth 3000": (partial(simulated, depth=3000.0), 8, {}, {}),
+    # depths at which 30 principal components do poorly, fairly and well
+    "simulated, depth 200": (partial(simulated, depth=200.0), 8, {}, {}),
+    "simulated, depth 400": (partial(simulated, depth=400.0), 8, {}, {}),
+    "simulated, depth 800": (partial(simulated, depth=800.0), 8, {}, {}),
     "pbmc4k": (partial(labelled, name="pbmc4k"), 8, {}, {}),
     "kang_batches": (partial(labelled, name="kang_batches"), 5, {}, {}),
     "kang_batches, batch given": (

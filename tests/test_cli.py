@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import analysis, cli, datasets, evaluation, plots, training
+from scvae_jax import analysis, cli, datasets, evaluation, phases, plots, training
 from scvae_jax.config import InputWarning
 
 TINY = ("--epochs", 2, "--latent-size", 2, "--hidden-sizes", 8, "--batch-size", 64)
@@ -230,6 +230,41 @@ def test_missing_genes_as_zeros_and_empty_cells_warn(command, data, run, tmp_pat
     assert np.isfinite(written.obs["scvae_elbo"]).all()
 
 
+def test_a_mixture_from_end_to_end(command, data, tmp_path):
+    mixture = ("--model", "gmvae", "--clusters", 3, "--seeds", 2)
+    done = command(
+        "train", data, "--out", "run", *mixture, *TINY, "--batch-key", "batch", "--json"
+    )
+    assert done.code == 0, done.err
+    figures = json.loads(done.out)
+    assert TRAIN_KEYS | {"clusters_used", "cluster_sizes"} <= set(figures)
+    assert figures["n_fits"] == 2 and figures["n_clusters"] == 3
+    assert len(sv.load("run").alternatives) == 1
+    done = command("evaluate", "run", data, "--score-key", "cell_type", "--json")
+    figures = json.loads(done.out)
+    assert EVALUATE_KEYS | {"kl_y", "clusters_used", "ari", "nmi"} <= set(figures)
+    assert figures["oracle_k"] is False
+    out = ("--out", "cells.h5ad", "--denoised", "--batch", "batch_1")
+    done = command("apply", "run", data, *out)
+    assert done.code == 0, done.err
+    adata = anndata.read_h5ad("cells.h5ad")
+    assert {"scvae_cluster", "scvae_cluster_confidence"} <= set(adata.obs)
+    assert np.isfinite(adata.layers["scvae_denoised"]).all()
+    done = command("apply", "run", data, "--out", "b.h5ad", "--denoised", "--batch", 9)
+    assert done.code == 2
+    assert_one_line(done.err, "found batch='9', expected one of batch_0, batch_1")
+    done = command("apply", "run", data, "--out", "b.h5ad", "--batch", "batch_1")
+    assert done.code == 2
+    assert_one_line(done.err, "found --batch without --denoised")
+    assert not Path("b.h5ad").exists()
+
+
+def test_clusters_that_were_not_asked_for_are_said(command, data, tmp_path):
+    done = command("train", data, "--out", "run", "--model", "gmvae", *TINY)
+    assert done.code == 0, done.err
+    assert "warning: 10 clusters are used, as --clusters was not given" in done.err
+
+
 @pytest.fixture
 def small_demo(monkeypatch, small):
     """The demo with another data set, a smaller model and a quicker layout."""
@@ -285,7 +320,10 @@ def test_demo(command, tmp_path):
     ("arguments", "texts"),
     [
         (["--help"], ["train", "evaluate", "apply", "demo"]),
-        (["train", "--help"], ["--latent-size", "--fractional", "--json", "--out"]),
+        (
+            ["train", "--help"],
+            ["--latent-size", "--fractional", "--json", "--clusters"],
+        ),
         (["evaluate", "--help"], ["--score-key", "--samples", "--json"]),
         (["apply", "--help"], ["--missing-genes", "--out", "--overwrite"]),
         (["demo", "--help"], ["--epochs", "--seed"]),
@@ -409,6 +447,19 @@ TRAIN = [
     ("train infinite", "found 1 values in X that are NaN or infinite"),
     ("train no_cells", "found 0 cells and 40 genes"),
     ("train no_genes", "found 120 cells and 0 genes"),
+    ("train cells --clusters 3", "found --clusters or --posterior for a vae"),
+    ("train cells --posterior shared", "found --clusters or --posterior for a vae"),
+    ("train cells --model gmm", "found model='gmm', expected vae or gmvae"),
+    ("train cells --model gmvae --clusters 0", "found n_clusters=0, expected a whole"),
+    (
+        "train cells --model gmvae --clusters 109",
+        "found n_clusters=109 for 108 training cells",
+    ),
+    (
+        "train cells --model gmvae --clusters 2 --posterior all",
+        "found posterior='all', expected shared or conditional",
+    ),
+    ("train cells --seeds 0", "found seeds=0, expected a whole number, at least 1"),
     ("train one_cell", "found 0 training and 1 validation cells"),
     ("train twice", "found 1 gene names more than once (gene_0)"),
     ("train cells --layer nope", "found no layer 'nope', expected one of: none"),
@@ -560,7 +611,7 @@ def test_bad_input_ends_with_one_line_and_nothing_written(
     command, folder, run, line, text, monkeypatch
 ):
     # found out before any training begins
-    monkeypatch.setattr(training, "init_train_state", None)
+    monkeypatch.setattr(phases, "init_train_state", None)
     words = [str(run) if word == "RUN" else word for word in line.split()]
     if words[0] == "train" and "--out" not in words:
         words += ["--out", "new_run"]
@@ -616,7 +667,7 @@ def test_a_place_for_the_run_is_looked_at_before_training(
         fits.append(arguments)
         raise sv.InputError("found training, expected none, stop")
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(training, "fit_many", fit)
     assert command(*line.split()).code == 2
     assert fits == []
 
@@ -649,7 +700,7 @@ def test_a_failed_training_says_what_to_change(command, data, tmp_path, monkeypa
     def fit(*arguments, **keywords):
         raise FloatingPointError("found 25 steps, expected none, lower learning_rate")
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(training, "fit_many", fit)
     done = command("train", data, "--out", "run")
     # neither wrong use nor bad input
     assert done.code == 1
@@ -673,6 +724,6 @@ def test_other_errors_are_not_hidden(command, data, monkeypatch):
     def fit(*arguments, **keywords):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(training, "fit_many", fit)
     with pytest.raises(RuntimeError, match="a bug"):
         command("train", data, "--out", "run")

@@ -19,7 +19,7 @@ from scvae_jax.config import (
 KINDS = (ModelConfig, TrainConfig, DataConfig)
 CHANGED = {
     ModelConfig: {
-        "model": "vae",
+        "model": "gmvae",
         "likelihood": "categorised_negative_binomial",
         "likelihood_options": {"k_max": 5, "dispersion": "gene_cell"},
         "n_latent": 1,
@@ -28,6 +28,10 @@ CHANGED = {
         "dropout_input": 0.0,
         "dropout_hidden": 0.5,
         "dropout_decoder": 0.25,
+        "n_clusters": 3,
+        "posterior": "conditional",
+        "mixture_weights": (0.5, 0.25, 0.25),
+        "component_covariance": "full",
     },
     TrainConfig: {
         "epochs": 7,
@@ -35,8 +39,11 @@ CHANGED = {
         "learning_rate": 0.1,
         "weight_decay": 0.0,
         "n_samples": 5,
+        "kl_weight": 0.5,
         "kl_warmup": 0.0,
         "free_nats": 0.0,
+        "free_nats_y": 0.0,
+        "start": 0.25,
         "patience": 1,
         "validation_fraction": 0.3,
         "test_fraction": 0.2,
@@ -102,6 +109,8 @@ RANGES = [
     (TrainConfig, "weight_decay", 10.0),
     (TrainConfig, "kl_warmup", 1.0),
     (TrainConfig, "free_nats", 1e6),
+    (TrainConfig, "free_nats_y", 1e6),
+    (TrainConfig, "kl_weight", 1e3),
     (TrainConfig, "validation_fraction", 1.0),
     (TrainConfig, "test_fraction", 1.0),
 ]
@@ -176,7 +185,7 @@ def test_fractions_that_leave_a_part_without_cells(fractions):
 def test_free_nats_belong_to_one_sample():
     with pytest.raises(
         InputError,
-        match="found free_nats=1.0 with n_samples=2, expected free nats with one",
+        match="found free_nats=1.0 and free_nats_y=0.0 with n_samples=2, expected",
     ):
         TrainConfig(free_nats=1.0, n_samples=2)
     assert TrainConfig(free_nats=1.0).free_nats == 1.0

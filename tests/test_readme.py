@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -21,6 +21,9 @@ def test_example_runs(code, tmp_path, monkeypatch):
     exec(code, names)
     if "adata" in names:
         assert names["fitted"].history
+    if "fit_many" in code:
+        found = names["adata"].obs
+        assert {"scvae_cluster", "scvae_cluster_confidence"} <= set(found)
     if "bound" in names:
         assert names["bound"].shape == (64,)
     if "slopes" in names:
