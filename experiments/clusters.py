@@ -28,6 +28,7 @@ from scvae_jax import evaluation, phases, steps, training
 from scvae_jax.checkpoints import versions
 
 SEEDS = (0, 1, 2, 3, 4)
+PARTS = ["mixture", "vae", "components", "frozen"]
 
 
 def read(data: Path, name: str) -> anndata.AnnData:
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--posteriors", nargs="*", default=["shared"])
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     arguments = parser.parse_args()
     seeds = tuple(arguments.seeds)
@@ -242,19 +244,25 @@ def main() -> None:
             options = options | {"split_key": "split"}
         row = {"set": name, "n_obs": adata.n_obs, "n_genes": adata.n_vars, "k": k}
         row |= {"seeds": list(seeds), "options": options, "train": train}
-        for posterior in arguments.posteriors:
+        result = {"rows": []}
+        if arguments.out.exists():
+            result = json.loads(arguments.out.read_text())
+        # parts that are not asked for stay as they are
+        old = [other for other in result["rows"] if other["set"] == name]
+        row = (old[0] if old else {}) | row
+        posteriors = arguments.posteriors if "mixture" in arguments.parts else []
+        for posterior in posteriors:
             row[f"gmvae, {posterior}"] = mixture(
                 adata, labels, k, options, train, seeds, posterior
             )
             print(name, posterior, json.dumps(row[f"gmvae, {posterior}"]), flush=True)
-        row["kmeans_vae"] = plain(adata, labels, k, options, train, seeds)
-        row["kmeans_pca"] = principal_components(adata, labels, k, seeds)
-        if name == "pbmc4k":
+        if "vae" in arguments.parts:
+            row["kmeans_vae"] = plain(adata, labels, k, options, train, seeds)
+        if "components" in arguments.parts:
+            row["kmeans_pca"] = principal_components(adata, labels, k, seeds)
+        if name == "pbmc4k" and "frozen" in arguments.parts:
             row["frozen"] = frozen(adata, labels, k, options, train, seeds)
         print(name, json.dumps(row), flush=True)
-        result = {"rows": []}
-        if arguments.out.exists():
-            result = json.loads(arguments.out.read_text())
         kept = [other for other in result["rows"] if other["set"] != name]
         result["rows"] = sorted(
             [*kept, row], key=lambda row: list(SETS).index(row["set"])

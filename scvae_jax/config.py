@@ -193,7 +193,7 @@ class TrainConfig:
         n_samples: importance samples S; 1 trains by the ELBO with its analytic KL, more
             by the importance-weighted bound.
         kl_weight: weight of the KL terms after the warm-up; what is reported is at 1.
-        kl_warmup: share of the steps of a phase over which it rises from 0.
+        kl_warmup: share of all steps over which it rises from 0, in each phase anew.
         free_nats: KL of z in nats per cell that costs nothing; with n_samples=1 alone.
         free_nats_y: of a gmvae, KL of y that costs nothing; with n_samples=1 alone.
         start: of a gmvae, share of the epochs that it trains as a VAE, before its

@@ -291,7 +291,7 @@ def _compile(
 ) -> Callable:
     """The program of one epoch of a phase, for all fits."""
     config = plan.config
-    before, steps = phase.before * steps_per_epoch, phase.epochs * steps_per_epoch
+    before = phase.before * steps_per_epoch
 
     def setup(settings: dict[str, Array]) -> Setup:
         def setting(name: str) -> float | Array:
@@ -307,7 +307,7 @@ def _compile(
         )
 
         def warm_up(step: Array) -> Array:
-            warm = jnp.round(setting("kl_warmup") * steps)
+            warm = jnp.round(setting("kl_warmup") * (epochs * steps_per_epoch))
             share = jnp.clip((step - before) / jnp.maximum(warm, 1.0), 0.0, 1.0)
             return setting("kl_weight") * jnp.where(warm > 0, share, 1.0)
 
