@@ -210,6 +210,8 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
                 if not any(fit.active for fit in fits):
                     break
             seconds += time.perf_counter() - compiled
+            for fit in fits:
+                fit.end_phase(config)
             states = carries.state._replace(params=carries.best_params)
     summary = {
         "n_train": n_train,
@@ -262,12 +264,15 @@ class _Fit:
             self.best_epoch, self.best_bound = number, figures["validation_bound"]
         if number - self.best_epoch >= self.patience:
             self.active = False
-            if not np.isfinite(self.best_bound):
-                self.fail(
-                    "found no finite validation bound in any epoch, expected one, "
-                    f"lower learning_rate (it was {config.learning_rate}) or look for "
-                    "extreme counts"
-                )
+
+    def end_phase(self, config: TrainConfig) -> None:
+        """Fail where the phase has left nothing to go on with."""
+        if self.error is None and not np.isfinite(self.best_bound):
+            self.fail(
+                "found no finite validation bound in any epoch, expected one, lower "
+                f"learning_rate (it was {config.learning_rate}) or look for extreme "
+                "counts"
+            )
 
     def fail(self, message: str) -> None:
         self.error, self.active = FloatingPointError(message), False

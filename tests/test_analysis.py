@@ -41,7 +41,8 @@ def quick(monkeypatch):
     def cell_bounds(model, params, cells, **settings):
         depth = np.asarray(cells.depth)
         latent = np.stack([depth, depth + 1, depth + 2], axis=1)
-        return evaluation.CellBounds(latent, -depth, -depth, -depth, depth)
+        r = np.ones((len(latent), 1))
+        return evaluation.CellBounds(latent, -depth, -depth, -depth, depth, depth, r)
 
     monkeypatch.setattr(analysis, "cell_bounds", cell_bounds)
 

@@ -135,6 +135,17 @@ def test_a_run_of_non_finite_steps_ends_with_advice(small):
         fit(small, likelihood=broken, epochs=20)
 
 
+def test_no_finite_bound_ends_with_advice(small):
+    poisson = likelihoods.poisson()
+    broken = poisson._replace(
+        name="broken",
+        log_prob_zero=None,
+        log_prob=lambda x, p: poisson.log_prob(x, p) / jnp.zeros(()),
+    )
+    with pytest.raises(FloatingPointError, match="found no finite validation bound"):
+        fit(small, likelihood=broken, epochs=1)
+
+
 def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
     traces = []
     make = phases.make_train_step
