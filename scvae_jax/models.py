@@ -374,6 +374,9 @@ def _each(function: Callable[[Array], Any], z: Array, batch: Batch) -> Any:
 
     On a CPU many are decoded a few at a time, so that arrays stay in its cache.
     """
+    if len(z) == 1:
+        # an axis of one would turn every gather into a batched one, at twice its cost
+        return jax.tree.map(lambda leaf: leaf[None], function(z[0]))
     n_entries = sum(counts.x.size for counts in batch.counts)
     at_once = max(1, CACHED // n_entries)
     if jax.default_backend() != "cpu" or len(z) <= 4 * at_once:
