@@ -66,3 +66,23 @@ def test_measured_figures_are_those_of_the_json():
     part = README.split("## Measured")[1].split("\n## ")[0]
     assert re.findall(r"^\| [0-9].*$", part, flags=re.MULTILINE) == table
     assert all(row["train"]["skipped_steps"] == 0 for row in rows)
+
+
+def test_measured_clusters_are_those_of_the_json():
+    path = Path(__file__).parents[1] / "experiments" / "clusters.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    part = README.split("| cells | own clusters, ARI")[1].split("\n\n")[0]
+    lines = part.splitlines()[2:]
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        found, end = row["gmvae, shared"], row["gmvae, shared"]["end"]
+        figures = [
+            f"{end['ari']['mean']:.3f} ± {end['ari']['sd']:.3f}",
+            f"{end['ari']['min']:.3f}",
+            f"{row['kmeans_vae']['ari']['mean']:.3f}",
+            f"{row['kmeans_pca']['ari']['mean']:.3f}",
+            f"{found['stability_median_ari']:.2f}",
+            f"{end['held_out_elbo']['mean']:.2f}".replace("-", "−"),
+            f"{row['kmeans_vae']['held_out_elbo']['mean']:.2f}".replace("-", "−"),
+        ]
+        assert line.split(" | ", 1)[1].removesuffix(" |").split(" | ") == figures
