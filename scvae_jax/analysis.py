@@ -1,5 +1,6 @@
 """Results into AnnData, for scanpy to take it from there."""
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import scipy.special
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
@@ -19,6 +21,8 @@ from scvae_jax.clusters import agreement
 from scvae_jax.config import (
     InputError,
     InputWarning,
+    ModelConfig,
+    TrainConfig,
     check_count,
     listing,
     to_json,
@@ -28,7 +32,7 @@ from scvae_jax.evaluation import (
     CellBounds,
     cell_bounds,
     prepare_as,
-    scores,
+    rand_index,
     split_of,
 )
 from scvae_jax.latents import sample
@@ -109,6 +113,11 @@ def apply(
     cells = cells_to_device(data, slice(None))
     options = {"n_samples": N_SAMPLES, "batch_size": batch_size, "seed": seed}
     figures = cell_bounds(fitted.model, fitted.params, cells, **options)
+    # all that can fail comes before anything is written
+    codes = [figures.probabilities.argmax(axis=1)]
+    for other in fitted.alternatives if fitted.model.n_clusters else ():
+        theirs = cell_bounds(other.model, other.params, cells, **options)
+        codes.append(theirs.probabilities.argmax(axis=1))
     if copy:
         adata = _own(adata)
     elif adata.is_view:
@@ -129,10 +138,6 @@ def apply(
         "versions": versions(),
     }
     if fitted.model.n_clusters:
-        codes = [figures.probabilities.argmax(axis=1)]
-        for other in fitted.alternatives:
-            theirs = cell_bounds(other.model, other.params, cells, **options)
-            codes.append(theirs.probabilities.argmax(axis=1))
         _write_clusters(adata, fitted, figures, codes, data, key_added)
     return adata if copy else None
 
@@ -152,8 +157,7 @@ def _write_clusters(
     labels = np.array(names)[codes[0]]
     adata.obs[f"{key}_cluster"] = pd.Categorical(labels, categories=used)
     adata.obsm[f"{key}_cluster_probabilities"] = r
-    entropy = jax.scipy.special.entr(r).sum(axis=1)
-    adata.obs[f"{key}_cluster_entropy"] = np.array(entropy)
+    adata.obs[f"{key}_cluster_entropy"] = scipy.special.entr(r).sum(axis=1)
     if len(codes) > 1:
         adata.obs[f"{key}_cluster_confidence"] = agreement(codes)
     mean = prototypes(fitted, depth=float(np.median(data.depth)))
@@ -324,8 +328,8 @@ def _denoise_batch(
 
 def sweep_clusters(
     adata: anndata.AnnData,
-    config: Any,
-    train_config: Any = None,
+    config: ModelConfig,
+    train_config: TrainConfig | None = None,
     *,
     n_clusters: Sequence[int],
     seeds: Sequence[int] = (0, 1, 2),
@@ -356,7 +360,7 @@ def sweep_clusters(
         )
     rows = []
     for k in n_clusters:
-        chosen = type(config)(**to_json(config) | {"n_clusters": k})
+        chosen = dataclasses.replace(config, n_clusters=k)
         fitted = fit_many(adata, chosen, train_config, seeds=seeds, **data)
         fits = (fitted, *fitted.alternatives)
         cells = cells_to_device(prepare_as(adata, fitted), slice(None))
@@ -364,10 +368,7 @@ def sweep_clusters(
             cell_bounds(f.model, f.params, cells, n_samples=1).probabilities.argmax(1)
             for f in fits
         ]
-        pairs = [
-            1.0 if len(set(one)) == 1 else scores(two, one.astype(str), "seeds")["ari"]
-            for one, two in itertools.combinations(codes, 2)
-        ]
+        pairs = list(itertools.starmap(rand_index, itertools.combinations(codes, 2)))
         bounds = np.array([f.summary["validation_bound"] for f in fits])
         rows.append(
             {

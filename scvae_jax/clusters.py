@@ -110,7 +110,9 @@ def fit_logits(layer: Tree, hidden: Array, target: Array, n_steps: int = 300) ->
         The layer, fitted.
     """
     optimizer = optax.adam(0.05)
-    hidden, target = hidden[:MOST_CELLS], target[:MOST_CELLS]
+    # every so many cells, as the first ones may be of one kind
+    stride = -(-len(hidden) // MOST_CELLS)
+    hidden, target = hidden[::stride], target[::stride]
 
     def loss(layer: Tree) -> Array:
         logits = hidden @ layer["kernel"] + layer["bias"][None]

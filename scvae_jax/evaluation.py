@@ -389,16 +389,28 @@ def scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, Any]:
         InputError: with fewer than two labels, for which nothing is defined.
     """
     kinds = _expect_labels(labels, key)
-    try:
-        from sklearn import metrics
-    except ImportError:
-        raise ImportError(NO_SCIKIT_LEARN) from None
+    ari = rand_index(labels, codes)
+    from sklearn import metrics
+
     return {
-        "ari": float(metrics.adjusted_rand_score(labels, codes)),
+        "ari": ari,
         "nmi": float(metrics.normalized_mutual_info_score(labels, codes)),
         "n_labels": len(kinds),
         "n_scored": len(labels),
     }
+
+
+def rand_index(one: np.ndarray, other: np.ndarray) -> float:
+    """Adjusted Rand index of two partitions [n]: 1 where equal, 0 as by chance.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
+    try:
+        from sklearn import metrics
+    except ImportError:
+        raise ImportError(NO_SCIKIT_LEARN) from None
+    return float(metrics.adjusted_rand_score(one, other))
 
 
 def _expect_labels(labels: np.ndarray, key: str) -> np.ndarray:

@@ -244,11 +244,10 @@ def gmvae(
     """
     check_clusters(n_clusters, posterior, mixture_weights, component_covariance)
     base = vae(modalities, n_latent=n_latent, hidden_sizes=hidden_sizes, **networks)
+    n_features = sum(m.n_features for m in base.modalities)
+    n_hidden = hidden_sizes[-1] if hidden_sizes else n_features
     size = hidden_sizes[-1] if hidden_sizes else n_latent
     clusters = ClusterEncoder(n_clusters, n_latent, size)
-    n_hidden = hidden_sizes[-1] if hidden_sizes else None
-    if n_hidden is None:
-        n_hidden = sum(m.n_features for m in base.modalities)
 
     def init(key: Array) -> Tree:
         key_base, key_prior, key_clusters = jax.random.split(key, 3)

@@ -192,6 +192,13 @@ def test_names_that_repeat_cannot_tell_the_split(fitted, small):
         evaluation.split_of(adata, fitted)
 
 
+def test_one_cluster_against_several_does_not_agree():
+    one, several = np.zeros(6, int), np.array([0, 0, 1, 1, 2, 2])
+    assert evaluation.rand_index(one, several) == 0
+    assert evaluation.rand_index(several, one) == 0
+    assert evaluation.rand_index(one, one) == evaluation.rand_index(several, several)
+
+
 def test_more_clusters_than_cells():
     with pytest.raises(InputError, match="found 5 clusters for 3 cells"):
         evaluation.kmeans(np.zeros((3, 2)), 5)
