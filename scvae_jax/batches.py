@@ -1,7 +1,10 @@
 """Counts on the device in compressed sparse form, and batches cut from them there.
 
-A batch has static shapes: its non-zero entries fill the first of `n_slots` slots, and
-there are slots for the fullest batch of a run, so no count is ever dropped.
+The non-zero entries of a cell fill rows of ROW slots, the last of them in part. A batch
+takes whole rows, so that what is looked up for each slot of a flat layout is looked up
+once for a row, and rows are numbered, so that more than 2^31 entries can be addressed
+with 32 bits. A batch has static shapes: there are rows for the fullest batch of a run,
+and no count is ever dropped.
 """
 
 from typing import NamedTuple
@@ -15,20 +18,24 @@ from scvae_jax.config import InputError
 
 Array = jax.Array
 
+# slots of a row: 64 bytes, and 8 of them wasted on a cell in the mean
+ROW = 16
+
 
 class Counts(NamedTuple):
     """One modality of a batch.
 
     Attributes:
         x: [B, G] float32.
-        nonzero: (cell [N], gene [N]) addresses of the non-zero entries of x, those past
-            the last one out of range; None: x is to be read in dense form.
+        nonzero: (cell [R], gene [R, ROW], value [R, ROW]) of the non-zero entries of x,
+            each row those of one cell; a value of 0 is padding. None: x is to be read
+            in dense form.
         depth: [B] expected total of a cell, counts.
         observed: [B] 1 where the modality was measured, 0 where not; None: everywhere.
     """
 
     x: Array
-    nonzero: tuple[Array, Array] | None
+    nonzero: tuple[Array, Array, Array] | None
     depth: Array
     observed: Array | None = None
 
@@ -55,13 +62,14 @@ class Batch(NamedTuple):
 
 
 class CellData(NamedTuple):
-    """Cells on the device, compressed by rows: 4 bytes a non-zero where codes fit.
+    """Cells on the device, compressed: 4 bytes a slot where codes and counts fit.
 
     Attributes:
-        gene: [nnz] gene of each non-zero entry, 16 bits where they suffice.
-        value: [nnz] its count, 16 bits where they suffice, else float32.
-        start: [n] where a cell begins.
-        length: [n] number of its non-zero entries.
+        gene: [n_rows, ROW] gene of each non-zero entry, 16 bits where they suffice.
+        value: [n_rows, ROW] its count, 16 bits where they suffice, else float32; 0
+            for padding.
+        start: [n] the first row of a cell.
+        length: [n] number of its slots, a multiple of ROW.
         depth: [n] counts.
         categorical: [n, n_keys].
     """
@@ -88,34 +96,45 @@ def to_device(
         The cells.
 
     Raises:
-        InputError: from 2^31 non-zero entries on.
+        InputError: from 2^31 rows on.
     """
-    if x.nnz >= 2**31:
+    n_nonzero = np.diff(x.indptr)
+    n_rows = -(-n_nonzero // ROW)
+    end = np.cumsum(n_rows, dtype=np.int64)
+    total = int(end[-1]) if len(end) else 0
+    if total >= 2**31:
         raise InputError(
-            f"found {x.nnz} non-zero entries, expected fewer than 2^31, "
-            "use fewer cells or genes"
+            f"found {x.nnz} non-zero entries in {total} rows of {ROW}, expected fewer "
+            "than 2^31 rows, use fewer cells or genes"
         )
     whole = x.nnz == 0 or (
         x.data.min() >= 0
         and x.data.max() < 2**16
         and np.array_equal(x.data, np.floor(x.data))
     )
-    # one entry at least, so that addresses have something to point at
-    gene = x.indices if x.nnz else np.zeros(1, np.int32)
-    value = x.data if x.nnz else np.zeros(1, np.float32)
+    # entry e of a cell that begins at row r has slot e of that row and those after it
+    start = end - n_rows
+    slot = np.arange(x.nnz) + np.repeat(start * ROW - x.indptr[:-1], n_nonzero)
+
+    def in_rows(entries: np.ndarray, dtype: type) -> Array:
+        # one row at least, so that addresses have something to point at
+        slots = np.zeros((max(total, 1), ROW), dtype)
+        slots.reshape(-1)[slot] = entries
+        return jnp.asarray(slots)
+
     return CellData(
-        gene=jnp.asarray(gene.astype(np.uint16 if x.shape[1] <= 2**16 else np.int32)),
-        value=jnp.asarray(value.astype(np.uint16 if whole else np.float32)),
-        start=jnp.asarray(x.indptr[:-1].astype(np.int32)),
-        length=jnp.asarray(np.diff(x.indptr).astype(np.int32)),
+        gene=in_rows(x.indices, np.uint16 if x.shape[1] <= 2**16 else np.int32),
+        value=in_rows(x.data, np.uint16 if whole else np.float32),
+        start=jnp.asarray(start.astype(np.int32)),
+        length=jnp.asarray((n_rows * ROW).astype(np.int32)),
         depth=jnp.asarray(depth.astype(np.float32)),
         categorical=jnp.asarray(categorical.astype(np.int32)),
     )
 
 
-def n_slots(n_nonzero: int) -> int:
-    """Slots for a batch of so many non-zero entries: the next multiple of 128."""
-    return max(128, -(-n_nonzero // 128) * 128)
+def n_slots(length: int) -> int:
+    """Slots for a batch whose cells have so many: the next multiple of 8 rows."""
+    return max(8 * ROW, -(-length // (8 * ROW)) * 8 * ROW)
 
 
 def cut(
@@ -128,32 +147,52 @@ def cut(
         index: [B] the cells to take.
         weight: [B] 1 for a cell, 0 for padding.
         n_genes: G.
-        n_slots: at least the non-zero entries of the batch, from `n_slots`.
+        n_slots: at least the slots of the batch's cells, from `n_slots`.
 
     Returns:
         The batch.
     """
     batch_size = index.shape[0]
-    length = jnp.where(weight > 0, cells.length[index], 0)
-    end = jnp.cumsum(length)
-    # slot s belongs to the first cell whose end lies past it; B for padding
-    slot = jnp.arange(n_slots, dtype=jnp.int32)
-    cell = jnp.searchsorted(end, slot, side="right").astype(jnp.int32)
+    n_rows = jnp.where(weight > 0, cells.length[index] // ROW, 0)
+    end = jnp.cumsum(n_rows)
+    # row r belongs to the first cell whose end lies past it; B for padding
+    row = jnp.arange(n_slots // ROW, dtype=jnp.int32)
+    cell = jnp.searchsorted(end, row, side="right").astype(jnp.int32)
     owner = jnp.minimum(cell, batch_size - 1)
-    offset = cells.start[index] - (end - length)
-    address = jnp.where(cell < batch_size, slot + offset[owner], 0)
+    offset = cells.start[index] - (end - n_rows)
+    address = jnp.where(cell < batch_size, row + offset[owner], 0)
     gene = cells.gene[address].astype(jnp.int32)
     value = cells.value[address].astype(jnp.float32)
-    x = jnp.zeros((batch_size, n_genes), jnp.float32)
-    x = x.at[cell, gene].set(value, mode="drop", unique_indices=True)
+    value = jnp.where((cell < batch_size)[:, None], value, 0.0)
+    nonzero, shape = (cell, gene, value), (batch_size, n_genes)
     return Batch(
-        counts=(Counts(x=x, nonzero=(cell, gene), depth=cells.depth[index]),),
+        counts=(Counts(lay_out(nonzero, value, shape), nonzero, cells.depth[index]),),
         categorical=cells.categorical[index],
         continuous=jnp.zeros((batch_size, 0), jnp.float32),
         label=jnp.full((batch_size,), -1, jnp.int32),
         weight=weight,
         cell=index,
     )
+
+
+def lay_out(
+    nonzero: tuple[Array, Array, Array], entries: Array, shape: tuple[int, int]
+) -> Array:
+    """An array of zeros but for the entries at the addresses of non-zero counts.
+
+    Args:
+        nonzero: (cell [R], gene [R, ROW], value [R, ROW]), as in `Counts`.
+        entries: [R, ROW].
+        shape: (B, G).
+
+    Returns:
+        [B, G].
+    """
+    cell, gene, value = nonzero
+    # what is padding is sent out of range
+    cell = jnp.where(value == 0, shape[0], cell[:, None])
+    zeros = jnp.zeros(shape, entries.dtype)
+    return zeros.at[cell, gene].set(entries, mode="drop", unique_indices=True)
 
 
 def dense_batch(

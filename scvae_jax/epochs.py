@@ -37,7 +37,7 @@ class Orders(NamedTuple):
         return batches.pad_to_batches(order.astype(np.int32), self.batch_size)
 
     def fullest(self, epoch: int, cells: CellData) -> int:
-        """Non-zero entries of the fullest batch of an epoch."""
+        """Slots of the fullest batch of an epoch."""
         index, weight = self(epoch)
         length = np.asarray(cells.length)[index]
         return int(np.where(weight > 0, length, 0).sum(axis=1).max())

@@ -7,7 +7,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from scvae_jax.batches import Batch, Counts
+from scvae_jax.batches import Batch, Counts, lay_out
 from scvae_jax.config import InputError, ModelConfig, check_clusters
 from scvae_jax.latents import (
     components,
@@ -409,19 +409,17 @@ def _log_px(modality: Modality, counts: Counts, params: dict[str, Array]) -> Arr
 def _encoder_entries(modality: Modality, counts: Counts) -> Array:
     """What the encoder reads of one modality: log1p(x) of counts, x of other data.
 
-    Where their addresses are known, the non-zero entries [N] alone: zeros stay zero
-    under any mask, so dropout need not draw one for them.
+    Where they are known, the non-zero entries [R, ROW] alone: zeros stay zero under
+     any mask, so dropout need not draw one for them.
     """
-    x = counts.x
-    if counts.nonzero is not None:
-        x = x.at[counts.nonzero].get(mode="fill", fill_value=0.0)
+    x = counts.x if counts.nonzero is None else counts.nonzero[2]
     return jnp.log1p(x) if modality.likelihood.support in ("counts", "integers") else x
 
 
 def _lay_out(entries: Array, counts: Counts) -> Array:
     """The entries as an array [B, G], zero where the modality was not observed."""
     if counts.nonzero is not None:
-        entries = jnp.zeros_like(counts.x).at[counts.nonzero].set(entries, mode="drop")
+        entries = lay_out(counts.nonzero, entries, counts.x.shape)
     observed = counts.observed
     return entries if observed is None else entries * observed[:, None]
 

@@ -56,6 +56,24 @@ def keep_masks(
     ]
 
 
+class Output(nn.Module):
+    """A dense layer to many features."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """[B, n] -> [B, *shape]."""
+        size = math.prod(self.shape)
+        kernel_init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", kernel_init, (h.shape[-1], size))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        # the bias as a product: its transpose, a sum over cells, is then one too, ten
+        # times faster on a CPU than XLA's own sum
+        y = h @ kernel + jnp.ones((h.shape[0], 1)) @ bias[None]
+        return y.reshape(h.shape[0], *self.shape)
+
+
 class Hidden(nn.Module):
     """Dense layers, each followed by LayerNorm (or none), ReLU and dropout."""
 
@@ -140,7 +158,7 @@ class Decoder(nn.Module):
         h = jnp.concatenate([z, covariates], axis=-1)
         h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(h, keep)
         return tuple(
-            {head.name: nn.DenseGeneral((n_features, *head.shape))(h) for head in heads}
+            {head.name: Output((n_features, *head.shape))(h) for head in heads}
             for n_features, heads in self.heads
         )
 

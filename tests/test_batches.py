@@ -36,20 +36,27 @@ def assert_batch(x, cells, index, weight, n_slots=None):
     expected = np.where(weight[:, None] > 0, x[index].toarray(), 0)
     n_nonzero = np.count_nonzero(expected)
     if n_slots is None:
-        n_slots = batches.n_slots(n_nonzero)
+        rows = -(-np.count_nonzero(expected, axis=1) // batches.ROW)
+        n_slots = batches.n_slots(batches.ROW * rows.sum())
     batch = cut(cells, index, weight, n_genes=x.shape[1], n_slots=n_slots)
     (counts,) = batch.counts
     assert counts.x.dtype == np.float32
     np.testing.assert_array_equal(counts.x, expected)
     # each non-zero entry has one address, and nothing else is in range
-    cell, gene = (np.asarray(address) for address in counts.nonzero)
-    assert cell.shape == gene.shape == (n_slots,)
-    present = cell < len(index)
-    addresses = set(zip(cell[present].tolist(), gene[present].tolist(), strict=True))
-    assert len(addresses) == present.sum() == n_nonzero
-    assert addresses == set(map(tuple, np.argwhere(expected).tolist()))
-    assert (cell[~present] == len(index)).all()
+    cell, gene, value = (np.asarray(part) for part in counts.nonzero)
+    n_rows = n_slots // batches.ROW
+    assert cell.shape == (n_rows,) and gene.shape == value.shape == (
+        n_rows,
+        batches.ROW,
+    )
     assert ((gene >= 0) & (gene < x.shape[1])).all()
+    assert (value[cell == len(index)] == 0).all()
+    found = scipy.sparse.find(expected)
+    present = value != 0
+    assert present.sum() == n_nonzero
+    cell = np.repeat(cell[:, None], batches.ROW, axis=1)
+    triples = zip(cell[present], gene[present], value[present], strict=True)
+    assert set(triples) == set(zip(*found, strict=True))
     np.testing.assert_array_equal(counts.depth, 100.0 + index)
     np.testing.assert_array_equal(batch.categorical, np.stack([index, 3 * index], 1))
     np.testing.assert_array_equal(batch.weight, weight)
@@ -84,7 +91,7 @@ def test_a_cell_may_be_in_a_batch_twice():
 def test_the_fullest_cells_fill_the_last_slot():
     x = random_counts(40, 64, 0.9, seed=3)
     fullest = np.argsort(-np.diff(x.indptr))[:8]
-    # all 64 genes in each of 8 cells: 512 entries and no slot to spare
+    # all 64 genes in each of 8 cells: 512 entries in 32 rows and no slot to spare
     dense = x.toarray()
     dense[fullest] = np.arange(1, 65)
     x = scipy.sparse.csr_matrix(dense)
@@ -142,11 +149,11 @@ def test_many_genes(n_genes, dtype):
 
 
 @pytest.mark.parametrize(
-    ("n_nonzero", "expected"),
+    ("length", "expected"),
     [(0, 128), (1, 128), (128, 128), (129, 256), (1000, 1024)],
 )
-def test_slots_are_enough_and_a_multiple_of_128(n_nonzero, expected):
-    assert batches.n_slots(n_nonzero) == expected
+def test_slots_are_enough_and_a_multiple_of_128(length, expected):
+    assert batches.n_slots(length) == expected
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,7 @@ def test_in_order_nothing_is_dropped(batch_size):
     (index, weight), n_slots = batches.in_order(cells, batch_size)
     assert index.shape[1] == min(batch_size, 53)
     np.testing.assert_array_equal(index[weight > 0], np.arange(53))
-    length = np.diff(x.indptr)
+    length = batches.ROW * -(-np.diff(x.indptr) // batches.ROW)
     fullest = max(length[i[w > 0]].sum() for i, w in zip(index, weight, strict=True))
     assert n_slots == batches.n_slots(fullest)
     one = partial(cut, cells, n_genes=23, n_slots=n_slots)
@@ -188,13 +195,41 @@ def test_a_last_short_batch():
     assert_batch(x, cells, index[-1], weight[-1], n_slots)
 
 
-def test_too_many_entries_for_32_bits():
-    x = types.SimpleNamespace(nnz=2**31)
+def test_too_many_rows_for_32_bits():
+    x = types.SimpleNamespace(nnz=2**35, indptr=np.array([0, 2**35]))
     with pytest.raises(
         InputError,
-        match=r"found 2147483648 non-zero entries, expected fewer than 2.31, use",
+        match=r"found 34359738368 non-zero entries in 2147483648 rows of 16, expected "
+        r"fewer than 2.31 rows, use fewer cells or genes",
     ):
         batches.to_device(x, None, None)
+
+
+def test_more_entries_than_32_bits_count_are_addressed_by_row():
+    """The last row of 2^31 slots and more is a number of 32 bits."""
+    assert (2**31 - 1) * batches.ROW > 2**34
+    cells = put(random_counts(30, 23, 0.5, seed=1))
+    assert cells.start.dtype == np.int32 and cells.gene.shape[1] == batches.ROW
+    # each cell begins where the one before it ends, counted in rows
+    ends = np.asarray(cells.start) + np.asarray(cells.length) // batches.ROW
+    np.testing.assert_array_equal(cells.start[1:], ends[:-1])
+    assert ends[-1] == len(cells.gene)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_memory_of_a_non_zero_entry(density):
+    """4 bytes a slot, and less than a row of slots wasted on a cell."""
+    x = random_counts(200, 1000, density, seed=0)
+    cells = put(x)
+    n_bytes = cells.gene.nbytes + cells.value.nbytes
+    assert 4 * x.nnz <= n_bytes < 4 * (x.nnz + batches.ROW * x.shape[0])
+
+
+def test_one_cell_of_many_genes_among_small_ones_is_not_padded_to():
+    x = random_counts(500, 2000, 0.005, seed=0).tolil()
+    x[7] = 1
+    cells = put(x.tocsr())
+    assert cells.gene.size < x.nnz + batches.ROW * 500
 
 
 def test_dense_batch():

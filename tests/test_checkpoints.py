@@ -355,8 +355,8 @@ def test_a_run_of_another_version(copied, number):
     found = None if number is ... else number
     with pytest.raises(
         InputError,
-        match=f"found a run folder of format {found} at .*run, expected format 2, use "
-        "the version of scvae_jax that wrote it or fit again",
+        match=f"found a run folder of format {found} at .*run, expected format "
+        f"{checkpoints.FORMAT}, use the version of scvae_jax that wrote it or fit again",
     ):
         sv.load(copied)
 

@@ -555,14 +555,73 @@ def test_stirling(dtype):
     assert np.all(error <= units * np.finfo(dtype).eps * np.maximum(1, np.abs(truth)))
 
 
+def fitted_polynomial(function, low, high, degree):
+    """Chebyshev fit on an interval, as a polynomial."""
+    nodes = np.cos(np.pi * (np.arange(200) + 0.5) / 200)
+    t = low + (high - low) * (1 + nodes) / 2
+    curve = np.array([float(function(mpmath.mpf(ti))) for ti in t])
+    fit = np.polynomial.Chebyshev.fit(t, curve, degree, domain=[low, high])
+    return fit.convert(kind=np.polynomial.Polynomial)
+
+
+@pytest.mark.parametrize(
+    ("ours", "function", "low", "error"),
+    [
+        (likelihoods.LMX_FIT, lambda t: (mpmath.log1p(t) - t) / t**2, -0.5, 5e-8),
+        (
+            likelihoods.SOFTPLUS_FIT,
+            lambda e: (mpmath.log1p(e) - e / (1 + e)) / e**2,
+            0.0,
+            1e-7,
+        ),
+    ],
+    ids=["lmx", "softplus"],
+)
+def test_fits_are_derived(ours, function, low, error):
+    with mpmath.workdps(50):
+        high = 0.5 if low else 1.0
+        fit = fitted_polynomial(function, low, high, len(ours) - 1)
+        grid = np.linspace(low, high, 500)
+        grid = grid[grid != 0]
+        curve = np.array([float(function(mpmath.mpf(t))) for t in grid])
+    ours = np.polynomial.Polynomial(ours)
+    # two ways to the best polynomial of that degree, next to its own error
+    assert np.abs(ours(grid) - fit(grid)).max() < error
+    assert np.abs(ours(grid) / curve - 1).max() < 1.5 * error
+
+
 @both_dtypes
-def test_phi(dtype):
-    """exp(d) - 1 - d, in the series near zero and in the direct form."""
-    size = np.logspace(-8, 1, 301)
-    d = np.append(-size, size)
+def test_lmx(dtype):
+    """log(1+t) - t, in the series near zero and in the direct form."""
+    size = np.logspace(-8, 4, 301)
+    t = np.concatenate([-size[size < 0.999], size])
     error, truth = errors_of(
-        likelihoods._phi, lambda d: mpmath.expm1(exact(d)) - exact(d), d, dtype
+        lambda t: likelihoods._lmx(t, jnp.log1p(t)),
+        lambda t: mpmath.log1p(exact(t)) - exact(t),
+        t,
+        dtype,
     )
+    assert np.all(error <= 8 * np.finfo(dtype).eps * np.abs(truth))
+
+
+SOFTPLUS_CASES = [
+    ("_softplus", lambda d: mpmath.log1p(mpmath.exp(exact(d)))),
+    (
+        "_softplus_excess",
+        lambda d: mpmath.log1p(mpmath.exp(exact(d))) - 1 / (1 + mpmath.exp(-exact(d))),
+    ),
+]
+
+
+@both_dtypes
+@pytest.mark.parametrize(
+    ("name", "reference"), SOFTPLUS_CASES, ids=[name for name, _ in SOFTPLUS_CASES]
+)
+def test_softplus(name, reference, dtype):
+    size = np.logspace(-6, np.log10(35), 301)
+    d = np.append(-size, size)
+    with mpmath.workdps(80):
+        error, truth = errors_of(getattr(likelihoods, name), reference, d, dtype)
     assert np.all(error <= 8 * np.finfo(dtype).eps * truth)
 
 
@@ -631,11 +690,26 @@ def sparse_cells(family: Family, n_cells: int, varied: str) -> tuple:
     if "log_mean" in params:
         params["log_mean"][:, 4] = np.log(1e6)
         x[0, 4] = 1_000_321
-    cell, gene = np.nonzero(x)
-    # two addresses that are padding
-    cell, gene = np.append(cell, [n_cells] * 2), np.append(gene, [0, n_genes])
     x = jnp.asarray(x, "float32")
-    return x, (jnp.asarray(cell), jnp.asarray(gene)), cast(params)
+    return x, addresses(x, [(n_cells, 0), (n_cells, n_genes)], width=3), cast(params)
+
+
+def addresses(x, padding=(), width=1):
+    """(cell [R], gene [R, W], value [R, W]) of the non-zero entries of x.
+
+    Rows hold entries of one cell, filled up with the first gene at value 0; each
+    address of `padding` is a row at the end.
+    """
+    rows = []
+    for i, counts in enumerate(np.asarray(x)):
+        genes = np.flatnonzero(counts)
+        for start in range(0, len(genes), width):
+            part = genes[start : start + width]
+            spare = [0] * (width - len(part))
+            rows.append((i, [*part, *spare], [*counts[part], *spare]))
+    rows += [(cell, [gene] * width, [5.0] * width) for cell, gene in padding]
+    cell, gene, value = zip(*rows, strict=True)
+    return jnp.asarray(cell), jnp.asarray(gene), jnp.asarray(value, "float32")
 
 
 SPARSE_CASES = [
@@ -680,11 +754,9 @@ def test_sparse_total_is_the_dense_total(family, n_cells, varied):
 def test_address_out_of_range_is_padding(address):
     x = jnp.array([[0.0, 3.0, 1.0], [2.0, 0.0, 0.0]])
     params = {"log_mean": jnp.zeros((2, 3))}
-    nonzero = np.append(np.nonzero(np.asarray(x)), np.array([address]).T, axis=1)
+    nonzero = addresses(x, [address])
     totals = jax.jit(functools.partial(total_log_prob, likelihoods.poisson()))
-    np.testing.assert_allclose(
-        totals(x, params, tuple(nonzero)), totals(x, params), rtol=1e-6
-    )
+    np.testing.assert_allclose(totals(x, params, nonzero), totals(x, params), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -703,7 +775,7 @@ def test_sparse_total_broadcasts_params(name, own):
     likelihood = likelihoods.from_name(name)
     with jax.numpy_rank_promotion("allow"):
         totals = jax.jit(functools.partial(total_log_prob, likelihood))
-        total = totals(x, params, np.nonzero(np.asarray(x)))
+        total = totals(x, params, addresses(x))
         expected = totals(x, params)
     np.testing.assert_allclose(total, expected, rtol=1e-6)
 
