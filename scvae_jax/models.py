@@ -30,8 +30,10 @@ from scvae_jax.objectives import Terms
 Array = jax.Array
 Tree = Any
 
-# entries of decoded arrays that stay in the cache of a CPU core
-CACHED = 2**18
+# decoded entries for whose gradients everything is kept: some 250 MB
+KEPT = 2**23
+# decodes that are compiled one by one rather than as a loop
+UNROLLED = 20
 
 # scales of single components stay within exp(this) of the one they share
 MAX_DEPARTURE = 0.6931471805599453
@@ -371,16 +373,22 @@ def _terms_of(encode: Callable, weigh: Callable) -> Callable[..., Terms]:
 def _each(function: Callable[[Array], Any], z: Array, batch: Batch) -> Any:
     """Map a function that decodes over the first axis of z.
 
-    On a CPU many are decoded a few at a time, so that arrays stay in its cache.
+    On a CPU one after the other, so that arrays stay in its cache, and up to UNROLLED
+    without a loop, which would copy what gradients need. Beyond KEPT entries, gradients
+    keep the matrix products alone and compute the rest once more.
     """
     if len(z) == 1:
         # an axis of one would turn every gather into a batched one, at twice its cost
         return jax.tree.map(lambda leaf: leaf[None], function(z[0]))
-    n_entries = sum(counts.x.size for counts in batch.counts)
-    at_once = max(1, CACHED // n_entries)
-    if jax.default_backend() != "cpu" or len(z) <= 4 * at_once:
+    if jax.default_backend() != "cpu":
         return jax.vmap(function)(z)
-    return jax.lax.map(function, z, batch_size=at_once if at_once > 1 else None)
+    if len(z) * sum(counts.x.size for counts in batch.counts) > KEPT:
+        keep = jax.checkpoint_policies.dots_saveable
+        function = jax.checkpoint(function, prevent_cse=False, policy=keep)
+    _, each = jax.lax.scan(
+        lambda _, one: (None, function(one)), None, z, unroll=len(z) <= UNROLLED
+    )
+    return each
 
 
 def log_likelihood(

@@ -356,7 +356,7 @@ def test_a_run_of_another_version(copied, number):
     with pytest.raises(
         InputError,
         match=f"found a run folder of format {found} at .*run, expected format "
-        f"{checkpoints.FORMAT}, use the version of scvae_jax that wrote it or fit again",
+        f"{checkpoints.FORMAT}, use the version of scvae_jax that wrote it or fit",
     ):
         sv.load(copied)
 

@@ -1,0 +1,107 @@
+"""What the benchmarks of train steps share: data, timing, and their JSON."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scvae_jax import batches, datasets, training
+from scvae_jax.batches import Batch, CellData
+from scvae_jax.checkpoints import versions
+from scvae_jax.config import DataConfig
+from scvae_jax.counts import prepare
+
+# train steps of one program, as in an epoch
+N_STEPS = 4
+
+
+def simulated_cells(n_genes: int, batch_size: int) -> tuple[CellData, tuple, int]:
+    """Cells for N_STEPS batches, on the device; their positions, and slots."""
+    adata = datasets.simulate(
+        N_STEPS * batch_size, n_genes, depth=0.15 * n_genes, seed=0
+    )
+    cells = training.cells_to_device(prepare(adata, DataConfig()), slice(None))
+    return cells, *batches.in_order(cells, batch_size)
+
+
+def simulated_batches(n_genes: int, batch_size: int) -> Batch:
+    """N_STEPS batches, stacked."""
+    cells, positions, n_slots = simulated_cells(n_genes, batch_size)
+    cut = partial(batches.cut, cells, n_genes=n_genes, n_slots=n_slots)
+    return jax.jit(jax.vmap(cut))(*positions)
+
+
+def epoch_of(step: Callable[[Any, Batch], Any], state: Any, stacked: Batch) -> Callable:
+    """A compiled program of a step for each batch, ready to be called.
+
+    Args:
+        step: (state, batch) -> state.
+        state: of the first step; every call begins with it.
+        stacked: the batches.
+    """
+
+    def epoch(state: Any, stacked: Batch) -> Any:
+        return jax.lax.scan(lambda s, batch: (step(s, batch), None), state, stacked)[0]
+
+    return partial(jax.jit(epoch).lower(state, stacked).compile(), state, stacked)
+
+
+def seconds(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median time of a call; they take turns, so that drift hits all alike."""
+    for function in functions.values():
+        jax.block_until_ready(function())
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def step_seconds(programs: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Seconds a step of each program from `epoch_of`."""
+    times = seconds(programs, repeats)
+    return {name: time / N_STEPS for name, time in times.items()}
+
+
+def add(tree: Any, other: Any) -> Any:
+    """Sum of two trees."""
+    return jax.tree.map(jnp.add, tree, other)
+
+
+def write(description: str, rows: Callable[[int], list[dict]], heading: str) -> None:
+    """Parse the command line, measure, print, and write the JSON.
+
+    Args:
+        description: of the benchmark.
+        rows: repeats -> the measurements, each with a list "steps".
+        heading: a format of what stands above each list.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    result = {
+        "rows": rows(arguments.repeats),
+        "repeats": arguments.repeats,
+        "steps_a_program": N_STEPS,
+        "versions": versions() | {"python": platform.python_version()},
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    for row in result["rows"]:
+        print(heading.format(**row))
+        for step in row["steps"]:
+            print("   ", step)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
