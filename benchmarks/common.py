@@ -79,22 +79,27 @@ def add(tree: Any, other: Any) -> Any:
     return jax.tree.map(jnp.add, tree, other)
 
 
-def write(description: str, rows: Callable[[int], list[dict]], heading: str) -> None:
+def write(
+    description: str,
+    rows: Callable[[int], list[dict]],
+    heading: str,
+    repeats: int = 15,
+) -> None:
     """Parse the command line, measure, print, and write the JSON.
 
     Args:
         description: of the benchmark.
         rows: repeats -> the measurements, each with a list "steps".
         heading: a format of what stands above each list.
+        repeats: the default.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=repeats)
     arguments = parser.parse_args()
     result = {
         "rows": rows(arguments.repeats),
         "repeats": arguments.repeats,
-        "steps_a_program": N_STEPS,
         "versions": versions() | {"python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),

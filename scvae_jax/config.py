@@ -214,7 +214,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     n_samples: int = 1
     kl_weight: float = 1.0
-    kl_warmup: float = 0.1
+    kl_warmup: float = 0.2
     free_nats: float = 0.0
     free_nats_y: float = 0.0
     start: float | None = None
