@@ -6,7 +6,7 @@ One default for all sets; labels only score. For each set: agreement (ARI, NMI) 
 model's own clusters with the labels at the k-means start and at the end, beside k-means
 on the latents of a VAE of the same sizes and k-means on 30 principal components;
 stability between seeds; held-out bounds. Reaches an ARI of .97 for the cell lines of
-hashed_doublets. About two hours on two cores; --only takes a part.
+hashed_doublets. About an hour on two cores; --only takes a part.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python experiments/heldout.py --data ../shared/data --out experiments/heldout.json
 
 Trains on train cells, stops by validation cells and scores test cells once, at the
-defaults but for the options that each row states. Reaches -608 (ELBO) and -605 (500
-samples) nats per cell on pbmc4k, negative binomial. About an hour on two cores; --only
+defaults but for the options that each row states. Reaches -607 (ELBO) and -604 (500
+samples) nats per cell on pbmc4k, negative binomial. Half an hour on two cores; --only
 and --likelihoods take a part.
 """
 

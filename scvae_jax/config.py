@@ -199,7 +199,8 @@ class TrainConfig:
         start: of a gmvae, share of the epochs that it trains as a VAE, before its
             components are placed by k-means on the latents; None: as many as make about
             1,200 steps, between a tenth and a half.
-        patience: epochs without a better validation bound before training stops.
+        patience: epochs without a better validation bound, after the KL weight has
+            risen, before training stops.
         validation_fraction: share of cells held out where no split is given.
         test_fraction: share of cells set aside untouched where no split is given.
         seed: of everything random: split, initial weights, noise and order.

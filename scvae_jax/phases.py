@@ -204,7 +204,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
                             name: value[i].item() for name, value in figures.items()
                         }
                         fit.see(number, phase.name, mine, taken, config)
-                bounds = [fit.best_bound for fit in fits if fit.error is None]
+                bounds = [fit.bound for fit in fits if fit.error is None]
                 best = max(bounds, default=np.nan)
                 report(phase.name, number, best, n_train * active.sum() / taken)
                 if not any(fit.active for fit in fits):
@@ -239,6 +239,13 @@ class _Fit:
         self.best_epoch, self.best_bound = before, -np.inf
         self.active = self.error is None
 
+    @property
+    def bound(self) -> float:
+        """The best validation bound of the phase, or the latest before there is one."""
+        if np.isneginf(self.best_bound) and self.history:
+            return self.history[-1]["validation_bound"]
+        return self.best_bound
+
     def see(
         self,
         number: int,
@@ -249,6 +256,7 @@ class _Fit:
     ) -> None:
         """Note the figures of an epoch, and stop where patience runs out."""
         skipped_run = figures.pop("longest_skipped_run")
+        eligible = figures.pop("eligible")
         if skipped_run >= MAX_SKIPPED_RUN:
             self.fail(
                 f"found {skipped_run} steps in a row with non-finite gradients, "
@@ -260,8 +268,11 @@ class _Fit:
         self.history.append(
             {"epoch": number, "phase": phase, **figures, "seconds": round(seconds, 4)}
         )
-        if figures["validation_bound"] > self.best_bound:
+        if eligible and figures["validation_bound"] > self.best_bound:
             self.best_epoch, self.best_bound = number, figures["validation_bound"]
+        elif not eligible and np.isneginf(self.best_bound):
+            # patience begins when the KL weight has risen
+            self.best_epoch = number
         if number - self.best_epoch >= self.patience:
             self.active = False
 
@@ -321,10 +332,11 @@ def _compile(
             objective = elbo(**free)
         else:
             objective = importance_weighted(config.n_samples)
-        step = make_train_step(
-            model, objective, optimizer, kl_weight=plan.kl_weight or warm_up
-        )
-        return Setup(model, objective, step)
+        weight = plan.kl_weight or warm_up
+        step = make_train_step(model, objective, optimizer, kl_weight=weight)
+        # where the phase leads, be it below 1
+        last = before + phase.epochs * steps_per_epoch - 1
+        return Setup(model, objective, step, weight(jnp.int32(last)))
 
     in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
     n_genes = plan.build({}).modalities[0].n_features

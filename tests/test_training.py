@@ -180,7 +180,8 @@ def test_the_step_is_exported_for_every_platform(setting, n_samples):
 
 def test_early_stopping_stops_and_returns_the_best(small):
     # a rate so high that the bound soon gets worse
-    result = fit(small, epochs=200, patience=3, learning_rate=0.3, weight_decay=0.0)
+    given = {"learning_rate": 0.3, "weight_decay": 0.0, "kl_warmup": 0.0}
+    result = fit(small, epochs=200, patience=3, **given)
     bounds = [figures["validation_elbo"] for figures in result.history]
     assert result.summary["stopped_early"] and len(bounds) < 200
     best = int(np.argmax(bounds))
@@ -190,6 +191,20 @@ def test_early_stopping_stops_and_returns_the_best(small):
     figures = sv.evaluate(small, result, split="validation", n_samples=300)
     # another draw of the noise, but the best epoch's parameters, not the last one's
     assert abs(figures["elbo"] - bounds[best]) < 0.3 * abs(bounds[-1] - bounds[best])
+
+
+def test_nothing_is_the_best_and_nothing_stops_while_the_kl_warms_up(small):
+    """A state of the warm-up would win over later ones, and stop the training there."""
+    given = {"learning_rate": 0.3, "weight_decay": 0.0, "kl_warmup": 0.5}
+    result = fit(small, epochs=40, patience=3, **given)
+    bounds = [figures["validation_bound"] for figures in result.history]
+    weights = [figures["kl_weight"] for figures in result.history]
+    risen = next(i for i, weight in enumerate(weights) if weight == 1.0)
+    assert risen >= 19 and int(np.argmax(bounds)) < risen
+    best = risen + int(np.argmax(bounds[risen:]))
+    assert result.summary["best_epoch"] == best + 1
+    assert result.summary["validation_bound"] == bounds[best]
+    assert len(bounds) == min(best + 1 + 3, 40)
 
 
 def test_the_bound_beats_the_null_model(small):
