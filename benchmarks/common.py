@@ -13,12 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from scvae_jax import batches, datasets, training
 from scvae_jax.batches import Batch, CellData
 from scvae_jax.checkpoints import versions
 from scvae_jax.config import DataConfig
 from scvae_jax.counts import prepare
+from scvae_jax.models import Model
+from scvae_jax.steps import TrainState, init_train_state
 
 # train steps of one program, as in an epoch
 N_STEPS = 4
@@ -38,6 +41,12 @@ def simulated_batches(n_genes: int, batch_size: int) -> Batch:
     cells, positions, n_slots = simulated_cells(n_genes, batch_size)
     cut = partial(batches.cut, cells, n_genes=n_genes, n_slots=n_slots)
     return jax.jit(jax.vmap(cut))(*positions)
+
+
+def first_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, of one seed."""
+    init = jax.jit(lambda key: init_train_state(model, optimizer, key))
+    return init(jax.random.key(0))
 
 
 def epoch_of(step: Callable[[Any, Batch], Any], state: Any, stacked: Batch) -> Callable:

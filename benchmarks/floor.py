@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from common import N_STEPS, add, step_seconds, write
+from common import N_STEPS, add, first_state, step_seconds, write
 
 from scvae_jax import batches, objectives, steps
 from scvae_jax.config import ModelConfig
@@ -78,9 +78,7 @@ def ours(likelihood: str, n_genes: int, cells: batches.CellData) -> Any:
     model = from_config(config, named_likelihood(config), n_genes=n_genes)
     optimizer = steps.default_optimizer(1000)
     step = steps.make_train_step(model, objectives.elbo(), optimizer)
-    state = jax.jit(lambda key: steps.init_train_state(model, optimizer, key))(
-        jax.random.key(0)
-    )
+    state = first_state(model, optimizer)
     positions, n_slots = batches.in_order(cells, BATCH_SIZE)
 
     def epoch(state, cells, positions):

@@ -12,6 +12,7 @@ import jax
 from common import (
     add,
     epoch_of,
+    first_state,
     simulated_batches,
     simulated_cells,
     step_seconds,
@@ -31,9 +32,7 @@ def measure(likelihood: str, n_genes: int, repeats: int) -> dict:
     config = ModelConfig(likelihood=likelihood)
     model = from_config(config, named_likelihood(config), n_genes=n_genes)
     optimizer = steps.default_optimizer(1000)
-    state = jax.jit(lambda key: steps.init_train_state(model, optimizer, key))(
-        jax.random.key(0)
-    )
+    state = first_state(model, optimizer)
 
     def before_draw(state, batch):
         def loss(params):

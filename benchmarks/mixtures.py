@@ -11,7 +11,7 @@ the gene-wide matrix products, counted by hand: the compiler counts a loop once.
 
 import jax
 import jax.numpy as jnp
-from common import add, epoch_of, simulated_batches, step_seconds, write
+from common import add, epoch_of, first_state, simulated_batches, step_seconds, write
 
 from scvae_jax import objectives, steps
 from scvae_jax.config import ModelConfig
@@ -38,9 +38,7 @@ def measure(n_genes: int, repeats: int) -> dict:
     programs = {}
 
     def program(name, model):
-        state = jax.jit(lambda key: steps.init_train_state(model, optimizer, key))(
-            jax.random.key(0)
-        )
+        state = first_state(model, optimizer)
         step = steps.make_train_step(model, objectives.elbo(), optimizer)
         programs[name] = epoch_of(lambda s, batch: step(s, batch)[0], state, batches)
         return state

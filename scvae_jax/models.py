@@ -418,7 +418,7 @@ def _encoder_entries(modality: Modality, counts: Counts) -> Array:
     """What the encoder reads of one modality: log1p(x) of counts, x of other data.
 
     Where they are known, the non-zero entries [R, ROW] alone: zeros stay zero under
-     any mask, so dropout need not draw one for them.
+    any mask, so dropout need not draw one for them.
     """
     x = counts.x if counts.nonzero is None else counts.nonzero[2]
     return jnp.log1p(x) if modality.likelihood.support in ("counts", "integers") else x

@@ -124,26 +124,24 @@ def test_non_finite_steps_are_skipped_and_counted(setting):
     )
 
 
-def test_a_run_of_non_finite_steps_ends_with_advice(small):
+def broken():
+    """A likelihood without a finite value."""
     poisson = likelihoods.poisson()
-    broken = poisson._replace(
+    return poisson._replace(
         name="broken",
         log_prob_zero=None,
         log_prob=lambda x, p: poisson.log_prob(x, p) / jnp.zeros(()),
     )
+
+
+def test_a_run_of_non_finite_steps_ends_with_advice(small):
     with pytest.raises(FloatingPointError, match="non-finite.*lower learning_rate"):
-        fit(small, likelihood=broken, epochs=20)
+        fit(small, likelihood=broken(), epochs=20)
 
 
 def test_no_finite_bound_ends_with_advice(small):
-    poisson = likelihoods.poisson()
-    broken = poisson._replace(
-        name="broken",
-        log_prob_zero=None,
-        log_prob=lambda x, p: poisson.log_prob(x, p) / jnp.zeros(()),
-    )
     with pytest.raises(FloatingPointError, match="found no finite validation bound"):
-        fit(small, likelihood=broken, epochs=1)
+        fit(small, likelihood=broken(), epochs=1)
 
 
 def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
