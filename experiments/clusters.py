@@ -3,7 +3,7 @@
     python experiments/clusters.py --data ../shared/data --out experiments/clusters.json
 
 One default for all sets; labels only score. For each set: agreement (ARI, NMI) of the
-model's own clusters with the labels at the k-means start and at the end, beside k-means
+model's own clusters with the labels where they start and at the end, beside k-means
 on the latents of a VAE of the same sizes and k-means on 30 principal components;
 stability between seeds; held-out bounds. Reaches an ARI of .97 for the cell lines of
 hashed_doublets. About an hour on two cores; --only takes a part.
@@ -127,7 +127,7 @@ def mixture(adata, labels, k, options, train, seeds, posterior) -> dict:
     place = phases.place_clusters
 
     def placing(model, params, cells, seed):
-        """Note the k-means start of each seed, as it is placed."""
+        """Note the start of each seed, as it is placed."""
         params = place(model, params, cells, seed)
         starts.append(jax.device_get(params))
         return params
@@ -195,7 +195,7 @@ def plain(adata, labels, k, options, train, seeds) -> dict:
 
 
 def frozen(adata, labels, k, options, train, seeds) -> dict:
-    """The mixture with its components held where k-means put them."""
+    """The mixture with its components held where they started."""
     n_train = int((adata.obs["split"] == "train").sum())
     steps_per_epoch = -(-n_train // sv.TrainConfig().batch_size)
     n_steps = steps_per_epoch * phases.n_epochs(

@@ -1,7 +1,7 @@
 """Clusters of a mixture: where they start, their order, and agreement between fits."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,43 +9,106 @@ import numpy as np
 import optax
 import scipy.cluster.vq
 import scipy.optimize
+import scipy.special
 
 Array = jax.Array
 Tree = Any
 
 # cells that suffice to place components
-MOST_CELLS = 50_000
+MOST_CELLS = 20_000
 N_STARTS = 10
 N_ITERATIONS = 100
+# gain of the bound, nats per cell, below which the start has settled
+TOLERANCE = 1e-5
+# share of the variance of q(z|x) that counts as spread while a start is fitted
+UNCERTAIN = 0.5
 
 
-def kmeans_start(
-    latent: np.ndarray, n_clusters: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """k-means with k-means++ starts, the best of ten.
+class Start(NamedTuple):
+    """A mixture of normals with one scale, fitted to the posteriors of cells.
+
+    Attributes:
+        mean: [K, L].
+        variance: of every dimension of every component.
+        share: [K] weights.
+        bound: what the fit maximised, nats per cell.
+    """
+
+    mean: np.ndarray
+    variance: float
+    share: np.ndarray
+    bound: float
+
+
+def mixture_start(
+    mean: np.ndarray, variance: np.ndarray, n_clusters: int, seed: int
+) -> Start:
+    """Expectation-maximisation from k-means, the best of ten starts.
+
+    k-means alone cuts large clusters up and merges small ones; a mixture with weights
+    does not. For posteriors N(m, diag v) of cells::
+
+        r[n, k] ~ share_k exp(-|m_n - mean_k|^2 / (2 variance))
+        mean_k  = sum_n r m / sum_n r,   variance = E[|m - mean|^2 + u sum_l v] / L
+
+    With u = 1 this is the prior that is trained next, but where counts are few it
+    merges clusters that training can tell apart; with u = 0 it is close to k-means. The
+    fit takes u = 1/2, and the variance that is returned is that of u = 1.
 
     Args:
-        latent: [n, L].
+        mean: [n, L] of q(z|x).
+        variance: [n, L] of q(z|x).
         n_clusters: K, at most n.
         seed: of the starts.
 
     Returns:
-        Centres [K, L] and the cluster of each row [n].
+        The mixture with the highest bound.
     """
     random = np.random.default_rng(seed)
-    part = latent
-    if len(latent) > MOST_CELLS:
-        part = latent[random.choice(len(latent), MOST_CELLS, replace=False)]
-    part = part.astype(np.float64)
-    best, least = None, np.inf
+    if len(mean) > MOST_CELLS:
+        part = random.choice(len(mean), MOST_CELLS, replace=False)
+        mean, variance = mean[part], variance[part]
+    mean = mean.astype(np.float64)
+    uncertain = float(variance.sum(axis=1, dtype=np.float64).mean())
+    starts = []
     for _ in range(N_STARTS):
-        centres, _ = scipy.cluster.vq.kmeans2(
-            part, n_clusters, iter=N_ITERATIONS, minit="++", rng=random
+        centres, code = scipy.cluster.vq.kmeans2(
+            mean, n_clusters, iter=N_ITERATIONS, minit="++", rng=random
         )
-        spread = np.square(scipy.cluster.vq.vq(part, centres)[1]).sum()
-        if spread < least:
-            best, least = centres, spread
-    return best, scipy.cluster.vq.vq(latent.astype(np.float64), best)[0]
+        starts.append(_maximise(mean, uncertain, centres, np.eye(n_clusters)[code]))
+    return max(starts, key=lambda start: start.bound)
+
+
+def _maximise(
+    mean: np.ndarray, uncertain: float, centres: np.ndarray, r: np.ndarray
+) -> Start:
+    """Expectation-maximisation from centres [K, L] and responsibilities [n, K]."""
+    (n, n_latent), n_clusters = mean.shape, len(centres)
+    bound, old = -np.inf, -np.inf
+    for _ in range(N_ITERATIONS):
+        size = r.sum(axis=0)
+        # a cluster without cells stays where it is
+        found = r.T @ mean / np.maximum(size, 1e-12)[:, None]
+        centres = np.where(size[:, None] > 1e-6, found, centres)
+        share = (size + 1.0) / (n + n_clusters)
+        square = distances(mean, centres)
+        within = (r * square).sum() / n
+        spread = (within + UNCERTAIN * uncertain) / n_latent
+        logits = np.log(share) - 0.5 * square / spread
+        total = scipy.special.logsumexp(logits, axis=1)
+        r = np.exp(logits - total[:, None])
+        constant = n_latent * np.log(2 * np.pi * spread)
+        constant += UNCERTAIN * uncertain / spread
+        old, bound = bound, total.mean() - 0.5 * constant
+        if bound - old < TOLERANCE:
+            break
+    return Start(centres, (within + uncertain) / n_latent, share, bound)
+
+
+def distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Squared distances [n, K] of points [n, L] from centres [K, L]."""
+    squares = np.square(points).sum(axis=1)[:, None] + np.square(centres).sum(axis=1)
+    return np.maximum(squares - 2.0 * points @ centres.T, 0.0)
 
 
 def place(
@@ -57,33 +120,34 @@ def place(
 ) -> dict[str, Array]:
     """Parameters of a mixture prior from the posteriors of cells.
 
-    The components get the means of k-means clusters, and the second moments of
-    q(z|x) of their cells about them.
+    The components are those of `mixture_start`; those with a scale of their own get the
+    second moments of q(z|x) of their cells about them.
 
     Args:
         prior: params["prior"] of a mixture, whose entries say what there is to place.
         mean: [n, L] of q(z|x).
         variance: [n, L] of q(z|x).
-        seed: of k-means.
+        seed: of the starts.
         bound: how far, in log, a scale may depart from the one that all share.
 
     Returns:
         The same entries, placed.
     """
     n_clusters, n_latent = prior["mean"].shape
-    centres, code = kmeans_start(mean, n_clusters, seed)
-    centred = mean - centres[code]
-    shared = np.mean(np.square(centred) + variance)
-    placed = {"mean": centres, "log_scale": np.full((1, 1), 0.5 * np.log(shared))}
-    size = np.bincount(code, minlength=n_clusters)
-    # a few cells' worth of the shared scale, so that a small cluster has a scale
-    weight = n_latent + 1.0
+    start = mixture_start(mean, variance, n_clusters, seed)
+    shared = start.variance
+    placed = {"mean": start.mean, "log_scale": np.full((1, 1), 0.5 * np.log(shared))}
     if "departure" in prior:
+        logits = np.log(start.share) - 0.5 * distances(mean, start.mean) / shared
+        code = logits.argmax(axis=1)
+        centred = mean - start.mean[code]
+        # a few cells' worth of the shared scale, so that a small cluster has a scale
+        weight = n_latent + 1.0
         factors = np.empty((n_clusters, n_latent, n_latent))
         for k in range(n_clusters):
-            own = centred[code == k].T @ centred[code == k]
-            own += np.diag(variance[code == k].sum(axis=0))
-            own = (own + weight * shared * np.eye(n_latent)) / (size[k] + weight)
+            mine = code == k
+            own = centred[mine].T @ centred[mine] + np.diag(variance[mine].sum(axis=0))
+            own = (own + weight * shared * np.eye(n_latent)) / (mine.sum() + weight)
             if "correlation" not in prior:
                 own = np.diag(np.diag(own))
             factors[k] = np.linalg.cholesky(own)
@@ -93,7 +157,7 @@ def place(
         if "correlation" in prior:
             placed["correlation"] = np.tril(factors, -1)
     if "logits" in prior:
-        placed["logits"] = np.log((size + 1.0) / (len(code) + n_clusters))
+        placed["logits"] = np.log(start.share)
     return {name: jnp.asarray(value, jnp.float32) for name, value in placed.items()}
 
 

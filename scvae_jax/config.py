@@ -139,7 +139,7 @@ class ModelConfig:
     layer_norm: bool = True
     dropout_input: float = 0.3
     dropout_hidden: float = 0.2
-    dropout_decoder: float = 0.1
+    dropout_decoder: float = 0.3
     n_clusters: int = 10
     posterior: str = "shared"
     mixture_weights: str | tuple[float, ...] = "learned"
@@ -197,7 +197,7 @@ class TrainConfig:
         free_nats: KL of z in nats per cell that costs nothing; with n_samples=1 alone.
         free_nats_y: of a gmvae, KL of y that costs nothing; with n_samples=1 alone.
         start: of a gmvae, share of the epochs that it trains as a VAE, before its
-            components are placed by k-means on the latents; None: as many as make about
+            components are placed on the latents; None: as many as make about
             1,200 steps, between a tenth and a half.
         patience: epochs without a better validation bound, after the KL weight has
             risen, before training stops.

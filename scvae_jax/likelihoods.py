@@ -74,6 +74,9 @@ class Likelihood(NamedTuple):
         variance: params -> Var[x].
         sample: (key, params) -> x.
         support: "counts", "integers" (counts, never fractional), "binary" or "real".
+        start: (mean [G] of the training cells, their number) -> the heads [G, *shape]
+            of a model that knows no more than that; those left out are 0, all of them
+            where it is None.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Likelihood(NamedTuple):
     variance: Callable[[Params], Array]
     sample: Callable[[Array, Params], Array]
     support: str = "counts"
+    start: Callable[[Array, int], Params] | None = None
 
 
 # --- numerics -------------------------------------------------------------------------
@@ -399,7 +403,13 @@ def poisson(*, mean: str = "library") -> Likelihood:
         mean=lambda p: jnp.exp(p["log_mean"]),
         variance=lambda p: jnp.exp(p["log_mean"]),
         sample=lambda key, p: _sample_poisson(key, jnp.exp(p["log_mean"])),
+        start=_start_at_mean,
     )
+
+
+def _start_at_mean(mean: Array, n_obs: int) -> Params:
+    # half a count more for each gene: one that was not seen is rare, not impossible
+    return {"log_mean": jnp.log(mean + 0.5 / n_obs)}
 
 
 def _sample_poisson(key: Array, rate: Array) -> Array:
@@ -468,6 +478,7 @@ def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Lik
         mean=lambda p: jnp.exp(p["log_mean"]),
         variance=variance,
         sample=sample,
+        start=_start_at_mean,
     )
 
 
@@ -635,6 +646,9 @@ def bernoulli() -> Likelihood:
             key, jax.nn.sigmoid(p["logit"])
         ).astype(p["logit"].dtype),
         support="binary",
+        start=lambda mean, n_obs: {
+            "logit": jnp.log(mean + 0.5 / n_obs) - jnp.log(1.0 - mean + 0.5 / n_obs)
+        },
     )
 
 
@@ -666,6 +680,7 @@ def gaussian() -> Likelihood:
         variance=lambda p: jnp.exp(2.0 * p["log_scale"]),
         sample=sample,
         support="real",
+        start=lambda mean, n_obs: {"mean": mean},
     )
 
 

@@ -29,6 +29,8 @@ from scvae_jax.objectives import Terms
 
 Array = jax.Array
 Tree = Any
+# for each modality the mean [G] over the training cells, and their number
+Profiles = Sequence[tuple[Array, int]]
 
 # decoded entries for whose gradients everything is kept: some 250 MB
 KEPT = 2**23
@@ -56,8 +58,12 @@ class Model(NamedTuple):
     Attributes:
         modalities: what it generates.
         n_latent: L.
-        init: key -> params, a dict with "encoder", "decoder" and "free"; of a mixture
-            also "prior", and "clusters" where a network gives q(y|x).
+        init: (key, profiles or None) -> params, a dict with "encoder", "decoder" and
+            "free"; of a mixture also "prior", and "clusters" where a network gives
+            q(y|x). With profiles, for each modality the mean [G] of the training cells
+            and their number, the decoder starts as the null model: whatever z, it gives
+            the mean profile. From random outputs it first unlearns to listen to z,
+            which it may not learn again.
         encode: (params, batch, dropout key or None) -> posterior q(z|x), a distrax
             distribution of batch shape [B]; a mixture over q(y|x) where a network
             gives it.
@@ -77,7 +83,7 @@ class Model(NamedTuple):
 
     modalities: tuple[Modality, ...]
     n_latent: int
-    init: Callable[[Array], Tree]
+    init: Callable[..., Tree]
     encode: Callable[..., Any]
     decode: Callable[..., tuple[dict[str, Array], ...]]
     weigh: Callable[..., Terms]
@@ -136,13 +142,20 @@ def vae(
 
     n_features = sum(m.n_features for m in modalities)
 
-    def init(key: Array) -> Tree:
+    def init(key: Array, profiles: Profiles | None = None) -> Tree:
         modules = {
             "encoder": (encoder, ((1, n_features),)),
             "decoder": (decoder, ((1, n_latent), (1, n_covariates))),
         }
         free = {m.name: _initial_free(m, sizes) for m in modalities}
-        return init_params(key, modules) | {"free": free}
+        params = init_params(key, modules) | {"free": free}
+        if profiles is not None:
+            starts = [
+                m.likelihood.start(*profile) if m.likelihood.start else {}
+                for m, profile in zip(modalities, profiles, strict=True)
+            ]
+            params["decoder"] = decoder.constant(params["decoder"], starts)
+        return params
 
     def encode_all(params: Tree, batch: Batch, key: Array | None = None):
         inputs = [
@@ -251,7 +264,7 @@ def gmvae(
     size = hidden_sizes[-1] if hidden_sizes else n_latent
     clusters = ClusterEncoder(n_clusters, n_latent, size)
 
-    def init(key: Array) -> Tree:
+    def init(key: Array, profiles: Profiles | None = None) -> Tree:
         key_base, key_prior, key_clusters = jax.random.split(key, 3)
         mean = jax.random.normal(key_prior, (n_clusters * n_latent,))
         prior = {"mean": mean.reshape(n_clusters, n_latent)}
@@ -262,7 +275,7 @@ def gmvae(
             prior["correlation"] = jnp.zeros((n_clusters, n_latent, n_latent))
         if mixture_weights == "learned":
             prior["logits"] = jnp.zeros(n_clusters)
-        params = base.init(key_base) | {"prior": prior}
+        params = base.init(key_base, profiles) | {"prior": prior}
         if posterior == "conditional":
             params |= init_params(
                 key_clusters, {"clusters": (clusters, ((1, n_hidden),))}

@@ -162,6 +162,33 @@ class Decoder(nn.Module):
             for n_features, heads in self.heads
         )
 
+    def constant(
+        self, params: dict[str, Any], values: Sequence[dict[str, Array]]
+    ) -> dict[str, Any]:
+        """Params whose heads do not depend on z.
+
+        Args:
+            params: of the decoder.
+            values: for each modality the heads' [G, *shape], 0 where left out.
+
+        Returns:
+            The params, with outputs of no weights and these biases.
+        """
+        named = [
+            value.get(head.name, 0.0)
+            for (_, heads), value in zip(self.heads, values, strict=True)
+            for head in heads
+        ]
+        outputs = {}
+        for i, value in enumerate(named):
+            old = params[f"Output_{i}"]
+            bias = jnp.zeros_like(old["bias"]) + jnp.ravel(jnp.asarray(value))
+            outputs[f"Output_{i}"] = {
+                "kernel": jnp.zeros_like(old["kernel"]),
+                "bias": bias,
+            }
+        return params | outputs
+
 
 def init_params(key: Array, modules: dict[str, tuple[nn.Module, tuple]]) -> Any:
     """Initial weights: kernels N(0, 1/inputs) cut at two sigma, all from one draw.

@@ -1,8 +1,8 @@
 """Epochs until patience runs out, phase by phase, of one fit or many at once.
 
-A mixture starts as a VAE. Then its components are placed by k-means on the latents of
-the training cells, a network that gives q(y|x) is fitted to their responsibilities, and
-the bound of the mixture is trained, its KL terms warmed up anew.
+A mixture starts as a VAE. Then its components are placed by a mixture fitted to the
+latents of the training cells, a network that gives q(y|x) is fitted to their
+responsibilities, and the bound of the mixture is trained, its KL terms warmed up anew.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from scvae_jax.epochs import (
     make_epoch,
     over_fits,
 )
-from scvae_jax.models import MAX_DEPARTURE, Model
+from scvae_jax.models import MAX_DEPARTURE, Model, Profiles
 from scvae_jax.objectives import elbo, importance_weighted
 from scvae_jax.steps import (
     TrainState,
@@ -53,6 +53,7 @@ class Plan(NamedTuple):
         seeds: one for each fit.
         settings: [n_fits] values of each setting that differs.
         train: training cells.
+        profiles: for each modality their mean [G] and number.
         held_out: validation cells.
         optimizer: any optax optimiser; None: AdamW on a cosine schedule.
         kl_weight: a schedule over steps; None: the linear warm-up of the configuration.
@@ -63,6 +64,7 @@ class Plan(NamedTuple):
     seeds: tuple[int, ...]
     settings: dict[str, np.ndarray]
     train: CellData
+    profiles: Profiles
     held_out: CellData
     optimizer: optax.GradientTransformation | None = None
     kl_weight: optax.Schedule | None = None
@@ -160,10 +162,12 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     optimizer = plan.optimizer or default_optimizer(1)
 
     @jax.jit
-    def first_states(keys: Array) -> TrainState:
-        return jax.lax.map(lambda key: init_train_state(model, optimizer, key), keys)
+    def first_states(keys: Array, profiles: Profiles) -> TrainState:
+        return jax.lax.map(
+            lambda key: init_train_state(model, optimizer, key, profiles), keys
+        )
 
-    states = first_states(keys)
+    states = first_states(keys, plan.profiles)
     fits = [_Fit(config.patience) for _ in plan.seeds]
     seconds = compile_seconds = 0.0
     phases = phases_of(model, config, epochs, steps_per_epoch)
@@ -360,7 +364,7 @@ def _of_fit(tree: Any, i: int) -> Any:
 def _place(
     plan: Plan, model: Model, states: TrainState, fits: list[_Fit], step: int
 ) -> TrainState:
-    """States whose components are placed by k-means on the latents."""
+    """States whose components are placed on the latents."""
     placed = []
     for i, (seed, fit) in enumerate(zip(plan.seeds, fits, strict=True)):
         params = _of_fit(states.params, i)
@@ -372,13 +376,13 @@ def _place(
 
 
 def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any:
-    """Place the components of a mixture by k-means on the latents of cells.
+    """Place the components of a mixture on the latents of cells.
 
     Args:
         model: a mixture.
         params: its parameters, those that it shares with its VAE trained.
         cells: training cells.
-        seed: of k-means.
+        seed: of the starts.
 
     Returns:
         Params with "prior" placed and, where a network gives q(y|x), fitted to it.

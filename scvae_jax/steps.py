@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from scvae_jax.batches import Batch
-from scvae_jax.models import Model
+from scvae_jax.models import Model, Profiles
 from scvae_jax.objectives import Objective
 
 Array = jax.Array
@@ -51,7 +51,10 @@ class Metrics(NamedTuple):
 
 
 def init_train_state(
-    model: Model, optimizer: optax.GradientTransformation, key: Array
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    profiles: Profiles | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -59,12 +62,14 @@ def init_train_state(
         model: to be trained.
         optimizer: any optax optimiser.
         key: of the run.
+        profiles: for each modality the mean [G] of the training cells and their number,
+            which the decoder starts from; None: from random weights.
 
     Returns:
         The state.
     """
     key_init, key_run = jax.random.split(key)
-    params = model.init(key_init)
+    params = model.init(key_init, profiles)
     # distinct buffers, so that the state can be donated
     zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
     return TrainState(

@@ -11,6 +11,7 @@ import anndata
 import jax
 import numpy as np
 import optax
+import scipy.sparse
 
 from scvae_jax import batches, checkpoints, phases
 from scvae_jax.batches import CellData
@@ -59,8 +60,9 @@ def fit(
 ) -> checkpoints.Fitted:
     """Fit a model to raw counts.
 
-    A mixture (model="gmvae") starts as a VAE; then its components are placed by
-    k-means on the latents, responsibilities are fitted to them, and the whole bound is
+    The decoder starts at the mean profile of the training cells. A mixture
+    (model="gmvae") starts as a VAE; then its components are placed by a mixture that is
+    fitted to the latents, responsibilities are fitted to them, and the whole bound is
     trained. Its clusters are numbered by size.
 
     Args:
@@ -175,6 +177,7 @@ def fit_many(
         seeds=tuple(fit_config.seed for _, fit_config in configs),
         settings=_values(configs, settings or {}),
         train=cells_to_device(data, split == "train"),
+        profiles=(_profile(data.x, split == "train"),),
         held_out=cells_to_device(data, split == "validation"),
         optimizer=optimizer,
         kl_weight=kl_weight,
@@ -302,6 +305,12 @@ def _split(
             f"cells in {where}, expected at least one of each, mark some"
         )
     return split
+
+
+def _profile(x: scipy.sparse.csr_matrix, where: np.ndarray) -> tuple[np.ndarray, int]:
+    """Mean [G] of some of the cells, and their number."""
+    n = int(where.sum())
+    return (where.astype(np.float64) @ x / n).astype(np.float32), n
 
 
 def cells_to_device(data: CountData, where: np.ndarray | slice) -> CellData:

@@ -33,15 +33,54 @@ def prior_of(covariance, weights="uniform"):
     return model, model.init(jax.random.key(0))
 
 
-def test_kmeans_start_finds_the_blobs(blobs):
-    mean, _, label = blobs
-    centres, code = clusters.kmeans_start(mean, 3, seed=0)
-    # the same partition, under other names
-    assert len(set(zip(label, code, strict=True))) == 3
-    nearest = np.abs(centres[:, None] - CENTRES).sum(-1).min(1)
-    assert nearest.max() < 0.3
-    again = clusters.kmeans_start(mean, 3, seed=0)[1]
-    np.testing.assert_array_equal(code, again)
+def test_mixture_start_finds_the_blobs(blobs):
+    mean, variance, label = blobs
+    start = clusters.mixture_start(mean, variance, 3, seed=0)
+    nearest = np.abs(start.mean[:, None] - CENTRES).sum(-1)
+    assert nearest.min(1).max() < 0.3
+    order = nearest.argmin(1)
+    np.testing.assert_allclose(start.share, np.array(SIZES)[order] / 340, rtol=0.05)
+    code = clusters.distances(mean, start.mean).argmin(1)
+    assert (order[code] == label).all()
+    again = clusters.mixture_start(mean, variance, 3, seed=0)
+    np.testing.assert_array_equal(start.mean, again.mean)
+
+
+def test_mixture_start_is_a_maximum_of_its_bound(blobs):
+    mean, variance, _ = blobs
+    start = clusters.mixture_start(mean, variance, 3, seed=0)
+
+    # half of the variance of q(z|x) counts in the fit, all of it in what is returned
+    half = 0.5 * variance.sum(axis=1).mean()
+    fitted = start.variance - half / 2
+
+    def bound(centres, scale, share):
+        square = clusters.distances(mean, centres)
+        logits = np.log(share) - 0.5 * square / scale - np.log(2 * np.pi * scale)
+        return np.log(np.exp(logits).sum(1)).mean() - 0.5 * half / scale
+
+    here = bound(start.mean, fitted, start.share)
+    assert here == pytest.approx(start.bound, abs=1e-4)
+    step = np.random.default_rng(1).normal(size=start.mean.shape)
+    for shift, factor in ((0.05, 1.0), (-0.05, 1.0), (0.0, 1.1), (0.0, 0.9)):
+        assert bound(start.mean + shift * step, fitted * factor, start.share) < here
+
+
+def test_mixture_start_keeps_a_large_cluster_whole():
+    # the best two clusters of k-means cut the large one up
+    random = np.random.default_rng(0)
+    mean = np.concatenate(
+        [random.normal(0, 1.0, (2000, 2)), [7.0, 0] + random.normal(0, 1.0, (200, 2))]
+    )
+    start = clusters.mixture_start(mean, np.full(mean.shape, 0.01), 2, seed=0)
+    assert start.share.min() < 0.1
+    assert start.mean[start.share.argmin(), 0] > 6.0
+
+
+def test_as_many_clusters_as_cells():
+    mean = np.random.default_rng(0).normal(size=(5, 2))
+    start = clusters.mixture_start(mean, np.full(mean.shape, 0.1), 5, seed=0)
+    assert np.isfinite(start.mean).all() and np.isfinite(start.bound)
 
 
 @pytest.mark.parametrize("covariance", ["shared", "diagonal", "full"])

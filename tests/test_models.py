@@ -60,6 +60,47 @@ def test_terms_of_sparse_and_dense_batches_agree(name, sparse_batch):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("mean", ["library", "free"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_decoder_starts_at_the_mean_profile(name, mean, sparse_batch):
+    model = model_of(name, mean=mean)
+    profile = np.random.default_rng(0).gamma(1.0, 2.0, 40).astype(np.float32)
+    profile[3] = 0.0
+    params = model.init(KEY, [(profile, 50)])
+    z = 3.0 * jax.random.normal(KEY, (10, 3))
+    (decoded,) = model.decode(params, z, sparse_batch)
+    expected = profile + 0.5 / 50
+    if mean == "library":
+        depth = np.asarray(sparse_batch.counts[0].depth)
+        expected = depth[:, None] * expected / expected.sum()
+    expected = np.broadcast_to(expected, (10, 40))
+    np.testing.assert_allclose(np.exp(decoded["log_mean"]), expected, rtol=1e-4)
+    # the weights before the outputs stay random, so that there is something to learn
+    slopes = jax.grad(lambda p: model.terms(p, KEY, sparse_batch, 1).log_px.sum())(
+        params
+    )
+    assert np.abs(slopes["decoder"]["Output_0"]["kernel"]).max() > 0
+
+
+def test_other_data_starts_at_its_mean_too():
+    mean = np.array([0.0, 0.2, 1.0, 0.7], np.float32)
+    for likelihood in (likelihoods.bernoulli(), likelihoods.gaussian()):
+        modality = models.Modality("x", 4, likelihood)
+        model = models.vae([modality], n_latent=2, hidden_sizes=(5,))
+        params = model.init(KEY, [(mean, 1000)])
+        batch = batches.dense_batch(np.zeros((3, 4)))
+        (decoded,) = model.decode(params, jnp.ones((3, 2)), batch)
+        np.testing.assert_allclose(likelihood.mean(decoded)[0], mean, atol=1e-3)
+
+
+def test_a_likelihood_without_a_start_starts_at_zero(sparse_batch):
+    own = likelihoods.poisson(mean="free")._replace(start=None)
+    model = models.vae([models.Modality("rna", 40, own)], n_latent=3, n_categories=(2,))
+    params = model.init(KEY, [(np.ones(40, np.float32), 50)])
+    (decoded,) = model.decode(params, jnp.ones((10, 3)), sparse_batch)
+    np.testing.assert_array_equal(decoded["log_mean"], 0.0)
+
+
 def test_shapes(sparse_batch):
     model = model_of("negative_binomial")
     terms = model.terms(model.init(KEY), KEY, sparse_batch, 4)

@@ -54,6 +54,16 @@ def setting():
     return model, optimizer, batches.dense_batch(x), state
 
 
+def test_a_fit_starts_at_the_mean_profile_of_its_training_cells(small):
+    found = fit(small, epochs=1, learning_rate=0.0)
+    train = small[found.cells[found.split == "train"], found.genes].X
+    mean = np.asarray(train.mean(axis=0)).ravel()
+    output = found.params["decoder"]["Output_0"]
+    bias = np.log(mean + 0.5 / train.shape[0])
+    np.testing.assert_allclose(output["bias"], bias, rtol=1e-5, atol=1e-6)
+    assert not np.any(output["kernel"])
+
+
 def test_same_seed_same_parameters_bit_for_bit(small):
     one, two, other = fit(small), fit(small), fit(small, seed=1)
     assert same(one.params, two.params)
