@@ -227,6 +227,11 @@ def frozen(adata, labels, k, options, train, seeds) -> dict:
     return spread(rows)
 
 
+def written(out: Path) -> list[dict]:
+    """The rows that are there already."""
+    return json.loads(out.read_text())["rows"] if out.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -244,11 +249,8 @@ def main() -> None:
             options = options | {"split_key": "split"}
         row = {"set": name, "n_obs": adata.n_obs, "n_genes": adata.n_vars, "k": k}
         row |= {"seeds": list(seeds), "options": options, "train": train}
-        result = {"rows": []}
-        if arguments.out.exists():
-            result = json.loads(arguments.out.read_text())
         # parts that are not asked for stay as they are
-        old = [other for other in result["rows"] if other["set"] == name]
+        old = [other for other in written(arguments.out) if other["set"] == name]
         row = (old[0] if old else {}) | row
         posteriors = arguments.posteriors if "mixture" in arguments.parts else []
         for posterior in posteriors:
@@ -263,11 +265,11 @@ def main() -> None:
         if name == "pbmc4k" and "frozen" in arguments.parts:
             row["frozen"] = frozen(adata, labels, k, options, train, seeds)
         print(name, json.dumps(row), flush=True)
-        kept = [other for other in result["rows"] if other["set"] != name]
-        result["rows"] = sorted(
-            [*kept, row], key=lambda row: list(SETS).index(row["set"])
-        )
-        result["versions"] = versions() | {"python": platform.python_version()}
+        # read again: another run may have written rows meanwhile
+        kept = [other for other in written(arguments.out) if other["set"] != name]
+        rows = sorted([*kept, row], key=lambda row: list(SETS).index(row["set"]))
+        known = versions() | {"python": platform.python_version()}
+        result = {"rows": rows, "versions": known}
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
