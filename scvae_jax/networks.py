@@ -174,15 +174,15 @@ class Decoder(nn.Module):
         Returns:
             The params, with outputs of no weights and these biases.
         """
-        named = [
+        heads = [
             value.get(head.name, 0.0)
             for (_, heads), value in zip(self.heads, values, strict=True)
             for head in heads
         ]
         outputs = {}
-        for i, value in enumerate(named):
+        for i, value in enumerate(heads):
             old = params[f"Output_{i}"]
-            bias = jnp.zeros_like(old["bias"]) + jnp.ravel(jnp.asarray(value))
+            bias = jnp.broadcast_to(jnp.ravel(value), old["bias"].shape)
             outputs[f"Output_{i}"] = {
                 "kernel": jnp.zeros_like(old["kernel"]),
                 "bias": bias,
