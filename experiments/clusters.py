@@ -144,7 +144,7 @@ def mixture(adata, labels, k, options, train, seeds, posterior) -> dict:
     cells = training.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
     rows, codes, start_rows = [], [], []
     for fit, start in zip(fits, starts, strict=True):
-        bounds = partial(evaluation.cell_bounds, fit.model, cells=cells, n_samples=5)
+        bounds = partial(evaluation.cell_bounds, fit.model, cells=cells, n_samples=1)
         own = bounds(fit.params).probabilities.argmax(1)
         codes.append(own)
         begun = bounds(start).probabilities.argmax(1)

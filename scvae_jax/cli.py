@@ -42,6 +42,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", InputWarning)
     warnings.showwarning = _show_warning
+    _keep_compiled()
     try:
         code = app(standalone_mode=False)
     except (InputError, ImportError) as error:
@@ -75,6 +76,17 @@ def _fail(message: str, code: int) -> int:
 
 def _show_warning(message, *_args, **_kwargs) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+def _keep_compiled() -> None:
+    """Have jax keep what it compiles in the user's cache folder, for the next run."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(cache):
+        folder = os.path.join(cache, "scvae_jax")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+        # by default jax keeps only what took a second or longer
+        least = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+        os.environ.setdefault(least, "0.1")
 
 
 @app.command()

@@ -138,7 +138,7 @@ class ModelConfig:
     hidden_sizes: tuple[int, ...] = (128, 128)
     layer_norm: bool = True
     dropout_input: float = 0.3
-    dropout_hidden: float = 0.2
+    dropout_hidden: float = 0.1
     dropout_decoder: float = 0.3
     n_clusters: int = 10
     posterior: str = "shared"

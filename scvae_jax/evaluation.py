@@ -26,7 +26,6 @@ from scvae_jax.models import Model
 from scvae_jax.objectives import (
     elbo_parts,
     importance_weighted_bound,
-    log_responsibilities,
 )
 from scvae_jax.training import cells_to_device
 
@@ -48,7 +47,7 @@ class CellBounds(NamedTuple):
         log_likelihood: [n] E_q[log p(x|z)].
         kl_z: [n] KL(q(z|x) || p(z)), in as closed a form as there is.
         kl_y: [n] KL(q(y|x) || p(y)), 0 without clusters.
-        probabilities: [n, K] q(y|x), mean over the samples; K is 1 without clusters.
+        probabilities: [n, K] q(y|x), whatever the samples; K is 1 without clusters.
     """
 
     latent: np.ndarray
@@ -115,12 +114,11 @@ def _cell_bounds(
             z = sample(posterior, jax.random.fold_in(key_batch, s), 1)[0]
             terms = model.weigh(params, z, posterior, batch)
             terms = jax.tree.map(lambda value: value[None], terms)
-            r = jnp.exp(log_responsibilities(terms))[0]
             # a running mean keeps its digits where a sum over many samples would not
             means = jax.tree.map(
                 lambda mean, new: mean + (new - mean) / (s + 1),
                 means,
-                (*elbo_parts(terms), r),
+                tuple(elbo_parts(terms)),
             )
             return (
                 jnp.logaddexp(log_total, importance_weighted_bound(terms)),
@@ -128,12 +126,13 @@ def _cell_bounds(
             ), None
 
         zeros = jnp.zeros(position[0].shape)
-        n_clusters = max(model.n_clusters, 1)
-        means = (zeros, zeros, zeros, jnp.zeros((*zeros.shape, n_clusters)))
         (log_total, means), _ = jax.lax.scan(
-            one, (zeros - jnp.inf, means), jnp.arange(n_samples)
+            one, (zeros - jnp.inf, (zeros,) * 3), jnp.arange(n_samples)
         )
-        log_px, kl_z, kl_y, r = means
+        log_px, kl_z, kl_y = means
+        r = jnp.ones((*zeros.shape, 1))
+        if model.assign is not None:
+            r = model.assign(params, posterior)
         figures = CellBounds(
             latent=posterior.mean(),
             elbo=log_px - kl_z - kl_y,

@@ -34,6 +34,8 @@ Profiles = Sequence[tuple[Array, int]]
 
 # decoded entries for whose gradients everything is kept: some 250 MB
 KEPT = 2**23
+# draws of z over which responsibilities are averaged
+N_DRAWS = 100
 # decodes that are compiled one by one rather than as a loop
 UNROLLED = 20
 
@@ -79,6 +81,9 @@ class Model(NamedTuple):
         hidden: (params, batch, dropout key or None) -> q(z|x) of the VAE, and the last
             hidden layer of the encoder, [B, n].
         infer: of a mixture, (params, z [B, L]) -> log p(y|z), [B, K].
+        assign: of a mixture, (params, posterior) -> q(y|x), [B, K]: that of the network
+            that gives it, or p(y|z) in the mean over N_DRAWS z ~ q(z|x), for all cells
+            from the same noise.
     """
 
     modalities: tuple[Modality, ...]
@@ -92,6 +97,7 @@ class Model(NamedTuple):
     start: Any = None
     hidden: Callable[..., tuple[Any, Array]] | None = None
     infer: Callable[[Tree, Array], Array] | None = None
+    assign: Callable[[Tree, Any], Array] | None = None
 
 
 def vae(
@@ -347,6 +353,19 @@ def gmvae(
         log_joint = log_py(params) + prior_of(params).log_prob(z[:, None])
         return jax.nn.log_softmax(log_joint, axis=-1)
 
+    def assign(params: Tree, q) -> Array:
+        if posterior == "conditional":
+            return jax.nn.softmax(q.mixture_distribution.logits)
+        noise = jax.random.normal(jax.random.key(0), (N_DRAWS * n_latent,))
+
+        def one(total: Array, noise: Array) -> tuple[Array, None]:
+            z = q.mean() + q.stddev() * noise
+            return total + jnp.exp(infer(params, z)), None
+
+        start = jnp.zeros((q.mean().shape[0], n_clusters))
+        total, _ = jax.lax.scan(one, start, noise.reshape(N_DRAWS, 1, n_latent))
+        return total / N_DRAWS
+
     weigh = weigh_shared if posterior == "shared" else weigh_conditional
     return Model(
         base.modalities,
@@ -360,6 +379,7 @@ def gmvae(
         start=base,
         hidden=base.hidden,
         infer=infer,
+        assign=assign,
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -435,12 +434,8 @@ def _count(
     def one(position: tuple[Array, Array]):
         n_genes = model.modalities[0].n_features
         batch = batches.cut(cells, *position, n_genes, n_slots)
-        q = model.encode(params, batch)
-        if isinstance(q, distrax.MixtureSameFamily):
-            log_qy = q.mixture_distribution.logits
-        else:
-            log_qy = model.infer(params, q.mean())
-        mine = jax.nn.one_hot(log_qy.argmax(axis=-1), model.n_clusters)
+        r = model.assign(params, model.encode(params, batch))
+        mine = jax.nn.one_hot(r.argmax(axis=-1), model.n_clusters)
         return (mine * batch.weight[:, None]).sum(axis=0)
 
     return jax.lax.map(one, positions).sum(axis=0)

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -96,12 +97,13 @@ def assert_one_line(err, text=""):
     assert text in lines[0], err
 
 
-def in_another_process(*arguments, cwd):
+def in_another_process(*arguments, cwd, **environment):
     return subprocess.run(
         [sys.executable, "-m", "scvae_jax.cli", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
+        env=os.environ | environment,
     )
 
 
@@ -139,6 +141,31 @@ def test_train_prints_one_json_object_and_writes_a_run(data, tmp_path):
     assert fitted.data_config.split_key == "part"
     assert fitted.batches == ("batch_0", "batch_1")
     assert fitted.summary["validation_elbo"] == figures["validation_elbo"]
+
+
+def test_compiled_programs_are_kept_for_the_next_run(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    figures, kept = [], []
+    for name in ("first", "second"):
+        out = ("--out", name, "--json")
+        done = in_another_process(
+            "train", data, *out, *TINY, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path)
+        )
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads(done.stdout)["validation_elbo"])
+        kept.append(set(listing(tmp_path / "scvae_jax")))
+    assert any(name.endswith("-cache") for name in kept[0])
+    assert kept[0] == kept[1]
+    assert figures[0] == figures[1]
+
+
+def test_no_place_for_compiled_programs_is_no_matter(run, data, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    (tmp_path / "file").touch()
+    done = in_another_process(
+        "evaluate", run, data, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "file")
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_apply_in_another_process(data, run, tmp_path):

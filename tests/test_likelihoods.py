@@ -551,7 +551,9 @@ def test_stirling(dtype):
     # below a = 10, float64 subtracts numbers of up to 23 = 10 log 10
     units = 4 if dtype == "float32" else 32
     a = np.logspace(-4, 8, 301)
-    error, truth = errors_of(likelihoods._stirling, stirling_reference, a, dtype)
+    error, truth = errors_of(
+        lambda a: likelihoods._stirling(a, jnp.log(a)), stirling_reference, a, dtype
+    )
     assert np.all(error <= units * np.finfo(dtype).eps * np.maximum(1, np.abs(truth)))
 
 
@@ -588,6 +590,20 @@ def test_fits_are_derived(ours, function, low, error):
     # two ways to the best polynomial of that degree, next to its own error
     assert np.abs(ours(grid) - fit(grid)).max() < error
     assert np.abs(ours(grid) / curve - 1).max() < 1.5 * error
+
+
+def test_stirling_fit_below_1_is_derived():
+    def curve(a: mpmath.mpf) -> mpmath.mpf:
+        return mpmath.loggamma(1 + a) + a - mpmath.log(2 * mpmath.pi) / 2
+
+    ours = np.polynomial.Polynomial(likelihoods.STIRLING_FIT_BELOW_1)
+    grid = np.linspace(0, 1, 500)
+    with mpmath.workdps(50):
+        fit = fitted_polynomial(curve, 0.0, 1.0, 9)
+        truth = np.array([float(curve(mpmath.mpf(a))) for a in grid])
+    assert np.abs(ours(grid) - fit(grid)).max() < 1e-12
+    # the error that stands beside the coefficients, to its only digit
+    assert np.abs(ours(grid) - truth).max() < 5.5e-9
 
 
 @both_dtypes
