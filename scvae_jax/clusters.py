@@ -16,7 +16,7 @@ Tree = Any
 
 # cells that suffice to place components
 MOST_CELLS = 20_000
-N_STARTS = 10
+N_STARTS = 30
 N_ITERATIONS = 100
 # gain of the bound, nats per cell, below which the start has settled
 TOLERANCE = 1e-5
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 def mixture_start(
     mean: np.ndarray, variance: np.ndarray, n_clusters: int, seed: int
 ) -> Start:
-    """Expectation-maximisation from k-means, the best of ten starts.
+    """Expectation-maximisation from k-means, the best of 30 starts.
 
     k-means alone cuts large clusters up and merges small ones; a mixture with weights
     does not. For posteriors N(m, diag v) of cells::

@@ -198,7 +198,7 @@ class TrainConfig:
         free_nats_y: of a gmvae, KL of y that costs nothing; with n_samples=1 alone.
         start: of a gmvae, share of the epochs that it trains as a VAE, before its
             components are placed on the latents; None: as many as make about
-            1,200 steps, between a tenth and a half.
+            2,000 steps, between a tenth and a half.
         patience: epochs without a better validation bound, after the KL weight has
             risen, before training stops.
         validation_fraction: share of cells held out where no split is given.

@@ -118,7 +118,7 @@ def phases_of(
         return [Phase("vae", 0, epochs)]
     share = config.start
     if share is None:
-        share = float(np.clip(1200 / (steps_per_epoch * epochs), 0.1, 0.5))
+        share = float(np.clip(2000 / (steps_per_epoch * epochs), 0.1, 0.5))
     first = min(round(share * epochs), epochs - 1)
     phases = [Phase("vae", 0, first), Phase("gmvae", first, epochs - first)]
     return [phase for phase in phases if phase.epochs]
