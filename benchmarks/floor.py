@@ -25,15 +25,21 @@ BATCH_SIZE = 128
 DENSITY = 0.1
 
 
-def cells_of(n_genes: int) -> batches.CellData:
+def counts_of(n_obs: int, n_genes: int) -> scipy.sparse.csr_matrix:
     """Counts of one and more at a tenth of the places."""
     random = np.random.default_rng(0)
-    shape = (N_STEPS * BATCH_SIZE, n_genes)
-    x = scipy.sparse.random_array(shape, density=DENSITY, rng=random, format="csr")
+    x = scipy.sparse.random_array(
+        (n_obs, n_genes), density=DENSITY, rng=random, format="csr"
+    )
     x.data = 1.0 + random.poisson(1.0, len(x.data))
-    x = scipy.sparse.csr_matrix(x.astype(np.float32))
+    return scipy.sparse.csr_matrix(x.astype(np.float32))
+
+
+def cells_of(n_genes: int) -> batches.CellData:
+    """Cells of such counts, for N_STEPS batches."""
+    x = counts_of(N_STEPS * BATCH_SIZE, n_genes)
     depth = np.asarray(x.sum(axis=1)).ravel()
-    return batches.to_device(x, depth, np.zeros((shape[0], 0), np.int32))
+    return batches.to_device(x, depth, np.zeros((len(depth), 0), np.int32))
 
 
 def floor(n_genes: int, n_heads: int, hidden: int) -> Any:

@@ -28,6 +28,7 @@ class Clock(pl.Callback):
     def __init__(self):
         self.began: list[float] = []
         self.ended: list[float] = []
+        self.validating = 0.0
 
     def on_train_epoch_start(self, trainer, module) -> None:
         """Note the time."""
@@ -36,6 +37,14 @@ class Clock(pl.Callback):
     def on_train_epoch_end(self, trainer, module) -> None:
         """Note the time."""
         self.ended.append(time.perf_counter() - START)
+
+    def on_validation_start(self, trainer, module) -> None:
+        """Note the time."""
+        self.validating -= time.perf_counter()
+
+    def on_validation_end(self, trainer, module) -> None:
+        """Note the time."""
+        self.validating += time.perf_counter()
 
 
 def versions() -> dict:
@@ -63,14 +72,14 @@ def speed(adata: anndata.AnnData, likelihood: str, epochs: int) -> dict:
     encode = []
     for _ in range(epochs):
         start = time.perf_counter()
-        model.get_latent_representation(batch_size=128)
+        model.get_latent_representation(batch_size=512)
         encode.append(time.perf_counter() - start)
     train = np.subtract(clock.ended, clock.began)[1:]
     return {"train": train.tolist(), "encode": encode}
 
 
 def quality(adata: anndata.AnnData, likelihood: str, batch_key: str | None) -> dict:
-    """SCVI at its defaults on given train and validation cells, timed epoch by epoch.
+    """SCVI at its defaults on given train and validation cells, epoch by epoch.
 
     `elbo_validation` is the negative ELBO, nats per cell, at a KL weight of 1.
     """
@@ -91,7 +100,8 @@ def quality(adata: anndata.AnnData, likelihood: str, batch_key: str | None) -> d
     elbo = model.get_elbo(indices=validation, return_mean=False)
     history = model.history["elbo_validation"]["elbo_validation"]
     return {
-        "seconds": trained,
+        # at its defaults it does not look at the validation cells
+        "seconds": trained - clock.validating,
         "validation_elbo": -float(np.mean(elbo)),
         "epoch_ended": clock.ended,
         "epoch_validation_elbo": (-history.astype(float)).tolist(),
