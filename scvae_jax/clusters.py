@@ -16,12 +16,12 @@ Tree = Any
 
 # cells that suffice to place components
 MOST_CELLS = 20_000
-N_STARTS = 30
+N_STARTS = 20
 N_ITERATIONS = 100
 # gain of the bound, nats per cell, below which the start has settled
 TOLERANCE = 1e-5
 # share of the variance of q(z|x) that counts as spread while a start is fitted
-UNCERTAIN = 0.5
+UNCERTAIN = 0.8
 
 
 class Start(NamedTuple):
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 def mixture_start(
     mean: np.ndarray, variance: np.ndarray, n_clusters: int, seed: int
 ) -> Start:
-    """Expectation-maximisation from k-means, the best of 30 starts.
+    """Expectation-maximisation from k-means, the best of 20 starts.
 
     k-means alone cuts large clusters up and merges small ones; a mixture with weights
     does not. For posteriors N(m, diag v) of cells::
@@ -53,7 +53,7 @@ def mixture_start(
 
     With u = 1 this is the prior that is trained next, but where counts are few it
     merges clusters that training can tell apart; with u = 0 it is close to k-means. The
-    fit takes u = 1/2, and the variance that is returned is that of u = 1.
+    fit takes u = 0.8, and the variance that is returned is that of u = 1.
 
     Args:
         mean: [n, L] of q(z|x).
