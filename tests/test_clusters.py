@@ -51,14 +51,15 @@ def test_mixture_start_is_a_maximum_of_its_bound(blobs):
     mean, variance, _ = blobs
     start = clusters.mixture_start(mean, variance, 3, seed=0)
 
-    # half of the variance of q(z|x) counts in the fit, all of it in what is returned
-    half = 0.5 * variance.sum(axis=1).mean()
-    fitted = start.variance - half / 2
+    # a part of the variance of q(z|x) counts in the fit, all of it in what is returned
+    uncertain = variance.sum(axis=1).mean()
+    counted = clusters.UNCERTAIN * uncertain
+    fitted = start.variance - (uncertain - counted) / 2
 
     def bound(centres, scale, share):
         square = clusters.distances(mean, centres)
         logits = np.log(share) - 0.5 * square / scale - np.log(2 * np.pi * scale)
-        return np.log(np.exp(logits).sum(1)).mean() - 0.5 * half / scale
+        return np.log(np.exp(logits).sum(1)).mean() - 0.5 * counted / scale
 
     here = bound(start.mean, fitted, start.share)
     assert here == pytest.approx(start.bound, abs=1e-4)
