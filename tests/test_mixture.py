@@ -246,6 +246,45 @@ def test_identical_components_have_equal_responsibilities(posterior, batch):
     )
 
 
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_assign_is_the_mean_of_responsibilities(covariance, batch):
+    model = mixture("shared", covariance)
+    params = some_params(model)
+    q = jax.jit(model.encode)(params, batch)
+    ours = np.asarray(model.assign(params, q))
+    assert ours.shape == (N_CELLS, N_CLUSTERS)
+    np.testing.assert_allclose(ours.sum(1), 1.0, rtol=1e-5)
+    # against many draws of numpy's: within five standard errors of ours
+    weights, means, covariances = prior_by_hand(model, params, covariance)
+    random = np.random.default_rng(0)
+    for b in range(N_CELLS):
+        z = random.normal(q.mean()[b], q.stddev()[b], (100_000, N_LATENT))
+        log_joint = np.log(weights) + np.stack(
+            [
+                stats.multivariate_normal(m, c).logpdf(z)
+                for m, c in zip(means, covariances, strict=True)
+            ],
+            axis=-1,
+        )
+        r = np.exp(log_joint - logsumexp(log_joint, axis=1, keepdims=True))
+        error = r.std(0) / models.N_DRAWS**0.5
+        assert (np.abs(ours[b] - r.mean(0)) <= 5 * error + 1e-5).all()
+    # a cell's own, whatever the cells beside it
+    one = model.assign(
+        params, latents.diagonal_normal(q.mean()[:1], jnp.log(q.stddev()[:1]))
+    )
+    np.testing.assert_allclose(one, ours[:1], rtol=1e-5)
+
+
+def test_assign_of_a_network_is_its_own(batch):
+    model = mixture("conditional")
+    params = some_params(model)
+    q = jax.jit(model.encode)(params, batch)
+    np.testing.assert_allclose(
+        model.assign(params, q), q.mixture_distribution.probs, rtol=1e-6
+    )
+
+
 def test_one_dropout_mask_for_all_clusters(batch):
     model = mixture("conditional", dropout_decoder=0.5)
     params = some_params(model)
