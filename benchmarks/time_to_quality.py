@@ -24,11 +24,11 @@ from pathlib import Path
 
 from scvae_jax.checkpoints import versions
 
-# a thousand steps or so
+# 500 to 600 steps
 SETS = {
     "pbmc4k": {"epochs": 20, "batch_key": None},
-    "kang_batches": {"epochs": 40, "batch_key": "batch"},
-    "worm_neurons": {"epochs": 8, "batch_key": None},
+    "kang_batches": {"epochs": 60, "batch_key": "batch"},
+    "worm_neurons": {"epochs": 20, "batch_key": None},
 }
 OPTIONS = ["--split-key", "split", "--likelihood", "negative_binomial"]
 OPTIONS += ["--latent-size", "10", "--learning-rate", "0.01"]

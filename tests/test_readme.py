@@ -86,3 +86,15 @@ def test_measured_clusters_are_those_of_the_json():
             f"{row['kmeans_vae']['held_out_elbo']['mean']:.2f}".replace("-", "−"),
         ]
         assert line.split(" | ", 1)[1].removesuffix(" |").split(" | ") == figures
+
+
+def test_measured_steps_are_those_of_the_json():
+    path = Path(__file__).parents[1] / "benchmarks" / "floor.json"
+    table = [
+        f"| {row['n_genes']:,} | `{step['likelihood']}` | {step['milliseconds']:.2f} | "
+        f"{step['floor_milliseconds']:.2f} | {step['ratio']:.2f} |"
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+        for step in row["steps"]
+    ]
+    part = README.split("| genes | likelihood | ms a step")[1].split("\n\n")[0]
+    assert part.splitlines()[2:] == table
