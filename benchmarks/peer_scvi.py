@@ -81,7 +81,7 @@ def speed(adata: anndata.AnnData, likelihood: str, epochs: int) -> dict:
 def quality(adata: anndata.AnnData, likelihood: str, batch_key: str | None) -> dict:
     """SCVI at its defaults on given train and validation cells, epoch by epoch.
 
-    `elbo_validation` is the negative ELBO, nats per cell, at a KL weight of 1.
+    Of the two, the history has the negative ELBO; both are at a KL weight of 1.
     """
     adata = adata[adata.obs["split"].isin(["train", "validation"])].copy()
     validation = np.flatnonzero((adata.obs["split"] == "validation").to_numpy())
@@ -102,7 +102,7 @@ def quality(adata: anndata.AnnData, likelihood: str, batch_key: str | None) -> d
     return {
         # at its defaults it does not look at the validation cells
         "seconds": trained - clock.validating,
-        "validation_elbo": -float(np.mean(elbo)),
+        "validation_elbo": float(np.mean(np.asarray(elbo))),
         "epoch_ended": clock.ended,
         "epoch_validation_elbo": (-history.astype(float)).tolist(),
     }
