@@ -88,6 +88,15 @@ def add(tree: Any, other: Any) -> Any:
     return jax.tree.map(jnp.add, tree, other)
 
 
+def machine() -> dict:
+    """What a result was measured with and on."""
+    return {
+        "versions": versions() | {"python": platform.python_version()},
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
 def write(
     description: str,
     rows: Callable[[int], list[dict]],
@@ -106,13 +115,8 @@ def write(
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=repeats)
     arguments = parser.parse_args()
-    result = {
-        "rows": rows(arguments.repeats),
-        "repeats": arguments.repeats,
-        "versions": versions() | {"python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-    }
+    result = {"rows": rows(arguments.repeats), "repeats": arguments.repeats}
+    result |= machine()
     for row in result["rows"]:
         print(heading.format(**row))
         for step in row["steps"]:

@@ -5,28 +5,24 @@
 Simulated counts, a tenth of them non-zero; one hidden layer of 128, latent 10, batch
 128, dispersion per gene, library means on both sides; encoding takes 512 cells at a
 time. Each side keeps the dropout and the normalisation of its own defaults; the floor
-is that of `floor.py`. Epochs after the first are timed, compilation apart; ours and
-SCVI's alternate.
+is that of `floor.py`. Epochs after the first are timed, compilation apart, and medians
+given; ours, the floor and SCVI take turns for each likelihood.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import anndata
+import floor
 import jax
 import numpy as np
-from common import first_state, step_seconds
-from floor import BATCH_SIZE, counts_of, floor
+from common import machine, seconds, step_seconds
 
-from scvae_jax import batches, objectives, phases, steps, training
-from scvae_jax.checkpoints import versions
+from scvae_jax import phases, training
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
 from scvae_jax.models import from_config, named_likelihood
@@ -44,36 +40,13 @@ def ours(adata: anndata.AnnData, likelihood: str, repeats: int) -> dict:
     config = ModelConfig(likelihood=likelihood, hidden_sizes=(128,))
     model = from_config(config, named_likelihood(config), n_genes=adata.n_vars)
     cells = training.cells_to_device(prepare(adata, DataConfig()), slice(None))
-    optimizer = steps.default_optimizer(10_000)
-    step = steps.make_train_step(model, objectives.elbo(), optimizer)
-    state = first_state(model, optimizer)
-    positions, n_slots = batches.in_order(cells, BATCH_SIZE)
+    params = jax.jit(model.init)(jax.random.key(0))
+    train = floor.ours(config, adata.n_vars, cells)
 
-    def epoch(state, cells, positions):
-        def one(state, position):
-            batch = batches.cut(cells, *position, adata.n_vars, n_slots)
-            return step(state, batch)
+    def encode() -> np.ndarray:
+        return np.asarray(phases._encode(model, params, cells)[0])
 
-        return jax.lax.scan(one, state, positions)[0]
-
-    program = jax.jit(epoch).lower(state, cells, positions).compile()
-
-    def train():
-        jax.block_until_ready(program(state, cells, positions))
-
-    def encode():
-        np.asarray(phases._encode(model, state.params, cells)[0])
-
-    return {
-        name: [_seconds(function) for _ in range(repeats + 1)][1:]
-        for name, function in (("train", train), ("encode", encode))
-    }
-
-
-def _seconds(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    return seconds({"train": train, "encode": encode}, repeats)
 
 
 def scvi(python: str, path: Path, likelihood: str, repeats: int) -> dict:
@@ -83,48 +56,37 @@ def scvi(python: str, path: Path, likelihood: str, repeats: int) -> dict:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
+    return result | {n: statistics.median(result[n]) for n in ("train", "encode")}
 
 
-def floor_rate(n_genes: int, n_heads: int) -> float:
-    """Training cells a second that the matrix products and the optimiser allow."""
-    name = f"floor {n_heads}"
-    times = step_seconds({name: floor(n_genes, n_heads, 128)}, 9)
-    return BATCH_SIZE / times[name]
+def floor_seconds(n_genes: int, n_heads: int, repeats: int) -> float:
+    """Seconds of a step that the matrix products and the optimiser allow."""
+    return step_seconds({"floor": floor.floor(n_genes, n_heads, 128)}, repeats)["floor"]
 
 
-def measure(adata: anndata.AnnData, likelihood: str, arguments) -> list[dict]:
+def measure(
+    adata: anndata.AnnData, likelihood: str, python: str | None, repeats: int
+) -> list[dict]:
     theirs, n_heads = LIKELIHOODS[likelihood]
-    half = -(-arguments.repeats // 2)
-    rates: dict[tuple[str, str], list[float]] = {}
-    known = {}
-    for _ in range(2):
-        sides = {"scvae_jax": ours(adata, likelihood, half)}
-        if arguments.scvi:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "cells.h5ad"
-                adata.write_h5ad(path)
-                sides["scvi"] = scvi(arguments.scvi, path, theirs, half)
-            known = sides["scvi"].pop("versions")
-        for side, tasks in sides.items():
-            for task, seconds in tasks.items():
-                rates.setdefault((side, task), []).extend(
-                    adata.n_obs / s for s in seconds
-                )
+    shape = {"n_genes": adata.n_vars, "n_obs": adata.n_obs, "likelihood": likelihood}
+    sides = {"scvae_jax": ours(adata, likelihood, repeats)}
+    least = floor_seconds(adata.n_vars, n_heads, repeats)
+    if python:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cells.h5ad"
+            adata.write_h5ad(path)
+            sides["scvi"] = scvi(python, path, theirs, repeats)
     rows = []
     for task in ("train", "encode"):
-        row = {"n_genes": adata.n_vars, "n_obs": adata.n_obs, "likelihood": likelihood}
-        row |= {"task": task, "scvi_versions": known}
-        for side in ("scvae_jax", "scvi"):
-            if (side, task) in rates:
-                row[f"{side}_cells_per_second"] = round(
-                    statistics.median(rates[side, task])
-                )
+        row = shape | {"task": task}
+        for side, taken in sides.items():
+            row[f"{side}_cells_per_second"] = round(adata.n_obs / taken[task])
         if task == "train":
-            row["floor_cells_per_second"] = round(floor_rate(adata.n_vars, n_heads))
-        if known:
-            ratio = row["scvae_jax_cells_per_second"] / row["scvi_cells_per_second"]
-            row["speedup"] = round(ratio, 2)
+            row["floor_cells_per_second"] = round(floor.BATCH_SIZE / least)
+        if python:
+            row["speedup"] = round(sides["scvi"][task] / sides["scvae_jax"][task], 2)
+            row["scvi_versions"] = sides["scvi"]["versions"]
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
@@ -138,16 +100,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for n_genes, n_obs in SIZES.items():
-        adata = anndata.AnnData(counts_of(n_obs, n_genes))
+        adata = anndata.AnnData(floor.counts_of(n_obs, n_genes))
         for likelihood in LIKELIHOODS:
-            rows += measure(adata, likelihood, arguments)
-    result = {
-        "rows": rows,
-        "repeats": arguments.repeats,
-        "versions": versions() | {"python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-    }
+            rows += measure(adata, likelihood, arguments.scvi, arguments.repeats)
+    result = {"rows": rows, "repeats": arguments.repeats} | machine()
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 

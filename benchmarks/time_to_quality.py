@@ -15,14 +15,13 @@ look at the validation cells, which tells when it crosses its goal, is taken off
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from scvae_jax.checkpoints import versions
+from common import machine
 
 # 500 to 600 steps
 SETS = {
@@ -105,11 +104,7 @@ def main() -> None:
                         run[f"speedup_by_{key}"] = round(ratio, 1)
         rows.append(row)
         print(json.dumps(row, indent=1), flush=True)
-    result = {
-        "rows": rows,
-        "versions": versions() | {"python": platform.python_version()},
-        "cores": len(os.sched_getaffinity(0)),
-    }
+    result = {"rows": rows} | machine()
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
