@@ -121,7 +121,7 @@ def fits_of(fitted: sv.Fitted) -> list[sv.Fitted]:
     return sorted((fitted, *fitted.alternatives), key=lambda f: f.train_config.seed)
 
 
-def mixture(adata, labels, k, options, train, seeds, posterior) -> dict:
+def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
     """Own clusters at the start and the end, bounds and stability, over seeds."""
     starts = []
     place = phases.place_clusters
@@ -133,7 +133,7 @@ def mixture(adata, labels, k, options, train, seeds, posterior) -> dict:
         return params
 
     phases.place_clusters = placing
-    config = sv.ModelConfig(model="gmvae", n_clusters=k, posterior=posterior)
+    config = sv.ModelConfig(model="gmvae", n_clusters=k, **model)
     try:
         fitted = sv.fit_many(
             adata, config, sv.TrainConfig(**train), seeds=seeds, **options
@@ -163,6 +163,7 @@ def mixture(adata, labels, k, options, train, seeds, posterior) -> dict:
     return {
         "end": spread(rows),
         "start": spread(start_rows),
+        "seeds": list(seeds),
         "stability_median_ari": float(np.median(pairs)) if pairs else None,
         "held_out": sv.evaluate(adata, fitted, n_samples=1)["split"],
         "seconds": fitted.summary["total_seconds"],
@@ -237,27 +238,31 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--posteriors", nargs="*", default=["shared"])
+    parser.add_argument("--posterior", default="shared")
+    parser.add_argument("--covariance", default="shared")
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     arguments = parser.parse_args()
     seeds = tuple(arguments.seeds)
+    model = {
+        "posterior": arguments.posterior,
+        "component_covariance": arguments.covariance,
+    }
+    kind = f"gmvae, {arguments.posterior}"
+    if arguments.covariance != "shared":
+        kind += f", {arguments.covariance}"
     for name in arguments.only:
         read_set, k, options, train = SETS[name]
         adata, labels = read_set(arguments.data)
         if "split" in adata.obs:
             options = options | {"split_key": "split"}
         row = {"set": name, "n_obs": adata.n_obs, "n_genes": adata.n_vars, "k": k}
-        row |= {"seeds": list(seeds), "options": options, "train": train}
+        row |= {"options": options, "train": train}
         # parts that are not asked for stay as they are
         old = [other for other in written(arguments.out) if other["set"] == name]
         row = (old[0] if old else {}) | row
-        posteriors = arguments.posteriors if "mixture" in arguments.parts else []
-        for posterior in posteriors:
-            row[f"gmvae, {posterior}"] = mixture(
-                adata, labels, k, options, train, seeds, posterior
-            )
-            print(name, posterior, json.dumps(row[f"gmvae, {posterior}"]), flush=True)
+        if "mixture" in arguments.parts:
+            row[kind] = mixture(adata, labels, k, options, train, seeds, **model)
         if "vae" in arguments.parts:
             row["kmeans_vae"] = plain(adata, labels, k, options, train, seeds)
         if "components" in arguments.parts:

@@ -7,7 +7,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from scvae_jax.batches import Batch, Counts, lay_out
+from scvae_jax.batches import Batch, Counts, lay_out, product
 from scvae_jax.config import InputError, ModelConfig, check_clusters
 from scvae_jax.latents import (
     components,
@@ -175,11 +175,13 @@ def vae(
         rates += [dropout_hidden] * len(encoder.hidden_sizes)
         keep = keep_masks(key, shapes, rates)
         inputs = [drop(h, k, dropout_input) for h, k in zip(inputs, keep, strict=False)]
-        h = jnp.concatenate(
+        x = jnp.concatenate(
             [_lay_out(h, c) for h, c in zip(inputs, batch.counts, strict=True)], axis=-1
         )
         variables = {"params": params["encoder"]}
-        mean, log_scale, h = encoder.apply(variables, h, keep[len(inputs) :])
+        mean, log_scale, h = encoder.apply(
+            variables, x, keep[len(inputs) :], _first_product(inputs, batch.counts)
+        )
         return diagonal_normal(mean, log_scale), h
 
     def encode(params: Tree, batch: Batch, key: Array | None = None):
@@ -463,6 +465,16 @@ def _lay_out(entries: Array, counts: Counts) -> Array:
         entries = lay_out(counts.nonzero, entries, counts.x.shape)
     observed = counts.observed
     return entries if observed is None else entries * observed[:, None]
+
+
+def _first_product(
+    entries: Sequence[Array], counts: Sequence[Counts]
+) -> Callable[..., Array] | None:
+    """How the encoder multiplies counts, if they are one modality of sparse entries."""
+    if len(counts) > 1 or counts[0].nonzero is None or counts[0].observed is not None:
+        return None
+    nonzero, entries = counts[0].nonzero, entries[0]
+    return lambda x, kernel, *_, **__: product(nonzero, entries, x, kernel)
 
 
 def named_likelihood(config: ModelConfig) -> Likelihood:

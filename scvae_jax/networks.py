@@ -6,7 +6,7 @@ training starts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,8 @@ from scvae_jax.likelihoods import Head
 
 Array = jax.Array
 Masks = Sequence[Array | None]
+# what Flax calls in the place of `jax.lax.dot_general`
+Product = Callable[..., Array]
 
 # standard deviation of a standard normal cut off at two of its own
 TRUNCATED_SCALE = 0.87962566103423978
@@ -82,10 +84,12 @@ class Hidden(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, h: Array, keep: Masks | None = None) -> Array:
+    def __call__(
+        self, h: Array, keep: Masks | None = None, product: Product | None = None
+    ) -> Array:
         """[B, n] -> [B, sizes[-1]]; `keep` has a mask [B, size] for each layer."""
         for i, size in enumerate(self.sizes):
-            h = nn.Dense(size)(h)
+            h = nn.Dense(size, dot_general=product if i == 0 else None)(h)
             if self.layer_norm:
                 h = nn.LayerNorm()(h)
             h = drop(nn.relu(h), keep[i] if keep else None, self.dropout)
@@ -102,10 +106,13 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, keep: Masks | None = None
+        self, x: Array, keep: Masks | None = None, product: Product | None = None
     ) -> tuple[Array, Array, Array]:
-        """[B, G] -> [B, L], [B, L], [B, hidden_sizes[-1]]."""
-        h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(x, keep)
+        """[B, G] -> [B, L], [B, L], [B, hidden_sizes[-1]].
+
+        `product` takes x and the first kernel, for a faster product than x @ kernel.
+        """
+        h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(x, keep, product)
         return nn.Dense(self.n_latent)(h), nn.Dense(self.n_latent)(h), h
 
 

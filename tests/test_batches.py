@@ -246,3 +246,36 @@ def test_dense_batch():
     )
     np.testing.assert_array_equal(given.counts[0].depth, [5, 6])
     np.testing.assert_array_equal(given.categorical, [[1], [0]])
+
+
+@pytest.mark.parametrize("density", [0.05, 0.4])
+def test_product_is_that_of_dense_arrays(density):
+    x = random_counts(30, 200, density, seed=3)
+    cells = put(x)
+    index = np.arange(1, 25)
+    n_slots = batches.n_slots(int(np.asarray(cells.length)[index].sum()))
+    batch = cut(cells, index, np.ones(24, np.float32), n_genes=200, n_slots=n_slots)
+    (counts,) = batch.counts
+    entries = jax.numpy.log1p(counts.nonzero[2])
+    dense = batches.lay_out(counts.nonzero, entries, (24, 200))
+    kernel = jax.random.normal(jax.random.key(0), (200, 7))
+
+    def product(x, kernel):
+        return batches.product(counts.nonzero, entries, x, kernel)
+
+    def score(function, argument):
+        return jax.grad(lambda *a: (function(*a) ** 2).sum(), argnums=argument)(
+            dense, kernel
+        )
+
+    def close(one, other):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+    close(product(dense, kernel), dense @ kernel)
+    for argument in (0, 1):
+        close(score(product, argument), score(jax.numpy.matmul, argument))
+    tangent = jax.jvp(lambda k: product(dense, k), (kernel,), (2.0 * kernel,))[1]
+    close(tangent, 2.0 * (dense @ kernel))
+    # where entries are few and only the value is asked for, nothing dense is multiplied
+    few = jax.default_backend() == "cpu" and density < 0.1
+    assert ("dot_general" in str(jax.make_jaxpr(product)(dense, kernel))) != few
