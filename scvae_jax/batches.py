@@ -7,13 +7,13 @@ with 32 bits. A batch has static shapes: there are rows for the fullest batch of
 and no count is ever dropped.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from jax.custom_derivatives import SymbolicZero
 
 from scvae_jax.config import InputError
 
@@ -199,33 +199,37 @@ def lay_out(
 
 
 def product(
-    nonzero: tuple[Array, Array, Array], entries: Array, x: Array, kernel: Array
+    nonzero: tuple[Array, Array, Array],
+    entries: Array,
+    x: Array,
+    kernel: Array,
+    matmul: Callable[[Array, Array], Array] = jnp.matmul,
 ) -> Array:
     """The product of x with a kernel, from its entries alone where that is faster.
 
     On a CPU it is where fewer than one in SPARSE_BELOW of the slots hold an entry: each
-    row then adds up its rows of the kernel. Gradients take x.
+    row then adds up its rows of the kernel. Gradients, in reverse mode, take x.
 
     Args:
         nonzero: the addresses of the entries, as in `Counts`.
         entries: [R, ROW], 0 for padding.
         x: [B, G], the entries laid out.
         kernel: [G, n].
+        matmul: of dense arrays.
 
     Returns:
         [B, n].
     """
     if jax.default_backend() != "cpu" or SPARSE_BELOW * entries.size > x.size:
-        return x @ kernel
-    cell, gene, _ = nonzero
+        return matmul(x, kernel)
 
-    @jax.custom_jvp
-    def sparse(x: Array, kernel: Array) -> Array:
+    @jax.custom_vjp
+    def sparse(cell, gene, entries, x, kernel):
         # else the entries would be computed anew for every column of the kernel
-        values = jax.lax.optimization_barrier(entries)
+        entries = jax.lax.optimization_barrier(entries)
         # a sum that is written out is one loop, without an array [R, ROW, n]
         rows = sum(
-            values[:, slot, None]
+            entries[:, slot, None]
             * kernel.at[gene[:, slot]].get(
                 mode="promise_in_bounds", wrap_negative_indices=False
             )
@@ -233,18 +237,15 @@ def product(
         )
         return jax.ops.segment_sum(rows, cell, x.shape[0])
 
-    def derivative(primals, tangents):
-        (x, kernel), (x_dot, kernel_dot) = primals, tangents
-        # x is data, whose tangent is zero and not worth a product
-        parts = [
-            a @ b
-            for a, b in ((x, kernel_dot), (x_dot, kernel))
-            if not any(isinstance(t, SymbolicZero) for t in (a, b))
-        ]
-        return sparse(x, kernel), sum(parts)
+    def forward(cell, gene, entries, x, kernel):
+        return sparse(cell, gene, entries, x, kernel), (x, kernel)
 
-    sparse.defjvp(derivative, symbolic_zeros=True)
-    return sparse(x, kernel)
+    def backward(kept, slope):
+        x, kernel = kept
+        return None, None, None, matmul(slope, kernel.T), matmul(x.T, slope)
+
+    sparse.defvjp(forward, backward)
+    return sparse(*nonzero[:2], entries, x, kernel)
 
 
 def dense_batch(

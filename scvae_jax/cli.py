@@ -113,6 +113,9 @@ def train(
     hidden_sizes: Annotated[
         str, typer.Option(help="Widths of the hidden layers.")
     ] = ",".join(map(str, MODEL.hidden_sizes)),
+    precision: Annotated[
+        str, typer.Option(help="Of gene-wide matrix products: float32 or bfloat16.")
+    ] = MODEL.precision,
     epochs: Annotated[
         int | None, typer.Option(help="At the most; default: about 6,000 steps.")
     ] = None,
@@ -157,6 +160,7 @@ def train(
         likelihood_options=_likelihood_options(likelihood_option or []),
         n_latent=latent_size,
         hidden_sizes=_sizes(hidden_sizes),
+        precision=precision,
     )
     train_config = TrainConfig(
         epochs=epochs,

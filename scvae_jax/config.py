@@ -120,6 +120,8 @@ class ModelConfig:
         dropout_input: share of the non-zero inputs hidden from the encoder in training.
         dropout_hidden: dropout on the encoder's hidden layers.
         dropout_decoder: dropout on the decoder's hidden layers.
+        precision: of the gene-wide matrix products: "float32", or "bfloat16", which
+            rounds their operands and sums in float32.
         n_clusters: components K of a gmvae's mixture; a vae has none.
         posterior: of a gmvae, "shared" (q(z|x), one decode whatever K) or
             "conditional" (q(y|x) q(z|x,y), K decodes).
@@ -140,6 +142,7 @@ class ModelConfig:
     dropout_input: float = 0.3
     dropout_hidden: float = 0.1
     dropout_decoder: float = 0.3
+    precision: str = "float32"
     n_clusters: int = 10
     posterior: str = "shared"
     mixture_weights: str | tuple[float, ...] = "learned"
@@ -163,6 +166,12 @@ class ModelConfig:
             self.model in ("vae", "gmvae"),
             f"model={self.model!r}",
             "vae or gmvae",
+            "choose one of these",
+        )
+        _check(
+            self.precision in ("float32", "bfloat16"),
+            f"precision={self.precision!r}",
+            "float32 or bfloat16",
             "choose one of these",
         )
         if isinstance(self.mixture_weights, list):

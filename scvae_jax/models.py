@@ -24,6 +24,7 @@ from scvae_jax.networks import (
     drop,
     init_params,
     keep_masks,
+    matmul_of,
 )
 from scvae_jax.objectives import Terms
 
@@ -111,6 +112,7 @@ def vae(
     dropout_input: float = 0.0,
     dropout_hidden: float = 0.0,
     dropout_decoder: float = 0.0,
+    precision: str = "float32",
 ) -> Model:
     """A variational auto-encoder: z ~ N(0, I), x | z ~ likelihood(decoder(z)).
 
@@ -128,6 +130,8 @@ def vae(
         dropout_input: share of the encoder's non-zero inputs dropped in training.
         dropout_hidden: dropout in the encoder.
         dropout_decoder: dropout in the decoder.
+        precision: of the gene-wide matrix products, "float32" or "bfloat16" (operands
+            rounded to it, summed in float32); all else is in float32.
 
     Returns:
         The model.
@@ -142,7 +146,9 @@ def vae(
         tuple(reversed(hidden_sizes)),
         layer_norm,
         dropout_decoder,
+        precision,
     )
+    matmul = matmul_of(precision)
     n_covariates = sum(n_categories) + n_continuous
     sizes = {"batch": n_categories[0] if n_categories else 1}
 
@@ -180,7 +186,10 @@ def vae(
         )
         variables = {"params": params["encoder"]}
         mean, log_scale, h = encoder.apply(
-            variables, x, keep[len(inputs) :], _first_product(inputs, batch.counts)
+            variables,
+            x,
+            keep[len(inputs) :],
+            _first_product(inputs, batch.counts, matmul),
         )
         return diagonal_normal(mean, log_scale), h
 
@@ -468,13 +477,13 @@ def _lay_out(entries: Array, counts: Counts) -> Array:
 
 
 def _first_product(
-    entries: Sequence[Array], counts: Sequence[Counts]
-) -> Callable[..., Array] | None:
-    """How the encoder multiplies counts, if they are one modality of sparse entries."""
+    entries: Sequence[Array], counts: Sequence[Counts], matmul: Callable
+) -> Callable[..., Array]:
+    """How the encoder multiplies x: sparse if it is one modality of sparse entries."""
     if len(counts) > 1 or counts[0].nonzero is None or counts[0].observed is not None:
-        return None
+        return lambda x, kernel, *_, **__: matmul(x, kernel)
     nonzero, entries = counts[0].nonzero, entries[0]
-    return lambda x, kernel, *_, **__: product(nonzero, entries, x, kernel)
+    return lambda x, kernel, *_, **__: product(nonzero, entries, x, kernel, matmul)
 
 
 def named_likelihood(config: ModelConfig) -> Likelihood:
@@ -532,6 +541,7 @@ def from_config(
         "dropout_input": config.dropout_input,
         "dropout_hidden": config.dropout_hidden,
         "dropout_decoder": config.dropout_decoder,
+        "precision": config.precision,
     } | dict(settings or {})
     if config.model == "vae":
         return vae(modalities, **options)

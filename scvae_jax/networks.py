@@ -58,10 +58,29 @@ def keep_masks(
     ]
 
 
+@jax.custom_vjp
+def _rounded(a: Array, b: Array) -> Array:
+    """A product of operands in bfloat16, summed in float32; its gradients likewise."""
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+_rounded.defvjp(
+    lambda a, b: (_rounded(a, b), (a, b)),
+    lambda kept, slope: (_rounded(slope, kept[1].T), _rounded(kept[0].T, slope)),
+)
+
+
+def matmul_of(precision: str) -> Callable[[Array, Array], Array]:
+    """The matrix product of gene-wide layers, in "float32" or "bfloat16"."""
+    return _rounded if precision == "bfloat16" else jnp.matmul
+
+
 class Output(nn.Module):
     """A dense layer to many features."""
 
     shape: tuple[int, ...]
+    precision: str = "float32"
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
@@ -72,7 +91,8 @@ class Output(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (size,))
         # the bias as a product: its transpose, a sum over cells, is then one too, ten
         # times faster on a CPU than XLA's own sum
-        y = h @ kernel + jnp.ones((h.shape[0], 1)) @ bias[None]
+        y = matmul_of(self.precision)(h, kernel)
+        y += jnp.ones((h.shape[0], 1)) @ bias[None]
         return y.reshape(h.shape[0], *self.shape)
 
 
@@ -156,6 +176,7 @@ class Decoder(nn.Module):
     hidden_sizes: Sequence[int]
     layer_norm: bool
     dropout: float
+    precision: str = "float32"
 
     @nn.compact
     def __call__(
@@ -165,7 +186,10 @@ class Decoder(nn.Module):
         h = jnp.concatenate([z, covariates], axis=-1)
         h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(h, keep)
         return tuple(
-            {head.name: Output((n_features, *head.shape))(h) for head in heads}
+            {
+                head.name: Output((n_features, *head.shape), self.precision)(h)
+                for head in heads
+            }
             for n_features, heads in self.heads
         )
 

@@ -274,8 +274,6 @@ def test_product_is_that_of_dense_arrays(density):
     close(product(dense, kernel), dense @ kernel)
     for argument in (0, 1):
         close(score(product, argument), score(jax.numpy.matmul, argument))
-    tangent = jax.jvp(lambda k: product(dense, k), (kernel,), (2.0 * kernel,))[1]
-    close(tangent, 2.0 * (dense @ kernel))
     # where entries are few and only the value is asked for, nothing dense is multiplied
     few = jax.default_backend() == "cpu" and density < 0.1
     assert ("dot_general" in str(jax.make_jaxpr(product)(dense, kernel))) != few

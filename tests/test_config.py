@@ -28,6 +28,7 @@ CHANGED = {
         "dropout_input": 0.0,
         "dropout_hidden": 0.5,
         "dropout_decoder": 0.25,
+        "precision": "bfloat16",
         "n_clusters": 3,
         "posterior": "conditional",
         "mixture_weights": (0.5, 0.25, 0.25),
@@ -133,6 +134,12 @@ def test_too_small_a_count(kind, name, least, below):
 def test_a_count_that_is_not_a_whole_number(kind, name, least, value):
     with pytest.raises(InputError, match=f"found {name}=.*{WHOLE.format(least)}"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["float16", None, 32])
+def test_precision_that_is_refused(value):
+    with pytest.raises(InputError, match="found precision=.*float32 or bfloat16"):
+        ModelConfig(precision=value)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scvae_jax import batches, likelihoods, models, training
+from scvae_jax import batches, datasets, likelihoods, models, networks, training
 from scvae_jax.config import DataConfig, InputError, ModelConfig
 from scvae_jax.counts import prepare
 
 KEY = jax.random.key(0)
 NAMES = sorted(set(likelihoods.FACTORIES) - {"bernoulli", "gaussian"})
+
+
+@pytest.fixture(scope="module")
+def wide_batch():
+    """Cells of which few of 400 genes are seen: the encoder's product is sparse."""
+    adata = datasets.simulate(10, 400, n_batches=2, depth=12.0, seed=0)
+    data = prepare(adata, DataConfig(batch_key="batch"))
+    cells = training.cells_to_device(data, slice(None))
+    (index, weight), n_slots = batches.in_order(cells, 10)
+    assert batches.SPARSE_BELOW * n_slots <= 10 * 400
+    return batches.cut(cells, index[0], weight[0], 400, n_slots)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +36,58 @@ def sparse_batch(small):
 def dense(batch):
     (counts,) = batch.counts
     return batch._replace(counts=(counts._replace(nonzero=None),))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_few_entries_are_encoded_as_a_dense_array_would_be(wide_batch, dropout):
+    model = model_of("negative_binomial", n_genes=400, dropout_input=dropout)
+    params = model.init(KEY)
+
+    def loss(params, batch):
+        mean = model.encode(params, batch, KEY if dropout else None).mean()
+        return (mean**2).sum()
+
+    found = jax.value_and_grad(loss)(params, wide_batch)
+    batch = wide_batch
+    if dropout:
+        # the mask is drawn for entries, so the dense array is that of the entries kept
+        counts = batch.counts[0]
+        (keep, *_) = networks.keep_masks(KEY, [counts.nonzero[2].shape], [dropout])
+        kept = networks.drop(jnp.log1p(counts.nonzero[2]), keep, dropout)
+        x = batches.lay_out(counts.nonzero, jnp.expm1(kept), counts.x.shape)
+        batch = batch._replace(counts=(counts._replace(x=x),))
+    model = model_of("negative_binomial", n_genes=400)
+    dropout = 0.0
+    expected = jax.value_and_grad(loss)(params, dense(batch))
+    for one, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("posterior", ["vae", "shared", "conditional"])
+def test_lower_precision_moves_a_bound_by_little(sparse_batch, posterior):
+    def bound(precision):
+        likelihood = likelihoods.negative_binomial()
+        modalities = [models.Modality("rna", 40, likelihood)]
+        options = {"n_latent": 3, "n_categories": (2,), "precision": precision}
+        if posterior == "vae":
+            model = models.vae(modalities, **options)
+        else:
+            options |= {"n_clusters": 3, "posterior": posterior}
+            model = models.gmvae(modalities, **options)
+        params = model.init(KEY)
+
+        def log_px(params):
+            return model.terms(params, KEY, sparse_batch).log_px.mean()
+
+        return jax.value_and_grad(log_px)(params), str(jax.make_jaxpr(log_px)(params))
+
+    (full, _), full_text = bound("float32")
+    (low, slopes), low_text = bound("bfloat16")
+    assert 0 < abs(float(full - low)) < 0.5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert "bf16" in low_text and "bf16" not in full_text
 
 
 def model_of(name, n_genes=40, **options):

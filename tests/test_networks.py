@@ -32,6 +32,30 @@ def test_drop_keeps_the_mean():
     assert abs(float(h.mean()) - 3.0) < 0.06
 
 
+def test_lower_precision_rounds_operands_and_sums_in_float32():
+    key_a, key_b, key_slope = jax.random.split(KEY, 3)
+    a = jax.random.normal(key_a, (9, 300))
+    b = jax.random.normal(key_b, (300, 5))
+    slope = jax.random.normal(key_slope, (9, 5))
+
+    def rounded(value):
+        return np.asarray(value.astype(jnp.bfloat16).astype(jnp.float32), np.float64)
+
+    product, back = jax.vjp(networks.matmul_of("bfloat16"), a, b)
+    found = (product, *back(slope))
+    expected = (
+        rounded(a) @ rounded(b),
+        rounded(slope) @ rounded(b).T,
+        rounded(a).T @ rounded(slope),
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    # what is rounded is not what is given
+    assert np.abs(np.asarray(product) - a @ b).max() > 1e-2
+    assert networks.matmul_of("float32") is jnp.matmul
+
+
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_initial_weights(layer_norm):
     encoder = networks.Encoder(4, (300, 200), layer_norm, 0.0)
