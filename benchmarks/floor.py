@@ -1,6 +1,4 @@
-"""Train steps against the floor that their arithmetic sets.
-
-    python benchmarks/floor.py --out benchmarks/floor.json
+"""Train steps against the floor that their arithmetic sets; a part of `speed.py`.
 
 The floor of a step is one program of its gene-wide matrix products (encoder forward and
 weight gradient; per head forward and two gradients) and the optimiser's pass over their
@@ -9,13 +7,14 @@ training does. Hidden layer 128, latent 10, batch 128, no dropout, a tenth of th
 non-zero; several steps to a program on both sides, which take turns.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from common import N_STEPS, add, first_state, step_seconds, write
+from common import N_STEPS, add, first_state, seconds, step_seconds
 
 from scvae_jax import batches, objectives, steps
 from scvae_jax.config import ModelConfig
@@ -25,35 +24,67 @@ BATCH_SIZE = 128
 DENSITY = 0.1
 
 
-def counts_of(n_obs: int, n_genes: int) -> scipy.sparse.csr_matrix:
-    """Counts of one and more at a tenth of the places."""
+def plain_config(**options: Any) -> ModelConfig:
+    """One hidden layer, latent 10, no dropout."""
+    rates = dict.fromkeys(("dropout_input", "dropout_hidden", "dropout_decoder"), 0.0)
+    return ModelConfig(hidden_sizes=(128,), **rates, **options)
+
+
+class Program:
+    """A compiled program with its arguments, and the megabytes that it plans for."""
+
+    def __init__(self, function: Callable, *arguments: Any):
+        self.compiled = jax.jit(function).lower(*arguments).compile()
+        self.arguments = arguments
+        planned = self.compiled.memory_analysis().temp_size_in_bytes
+        self.megabytes = round(planned / 2**20, 1)
+
+    def __call__(self) -> Any:
+        """Run it."""
+        return self.compiled(*self.arguments)
+
+
+def counts_of(
+    n_obs: int, n_genes: int, density: float = DENSITY
+) -> scipy.sparse.csr_matrix:
+    """Counts of one and more at a share of the places."""
     random = np.random.default_rng(0)
-    x = scipy.sparse.random_array(
-        (n_obs, n_genes), density=DENSITY, rng=random, format="csr"
-    )
-    x.data = 1.0 + random.poisson(1.0, len(x.data))
-    return scipy.sparse.csr_matrix(x.astype(np.float32))
+    found = []
+    for start in range(0, n_obs, 1000):
+        shape = (min(1000, n_obs - start), n_genes)
+        part = scipy.sparse.csr_matrix(random.random(shape, np.float32) < density)
+        found.append(part.astype(np.float32))
+    x = scipy.sparse.vstack(found, format="csr")
+    x.data = 1.0 + random.poisson(1.0, len(x.data)).astype(np.float32)
+    return x
 
 
-def cells_of(n_genes: int) -> batches.CellData:
-    """Cells of such counts, for N_STEPS batches."""
-    x = counts_of(N_STEPS * BATCH_SIZE, n_genes)
+def cells_of(
+    n_genes: int, n_obs: int = N_STEPS * BATCH_SIZE, density: float = DENSITY
+) -> batches.CellData:
+    """Cells of such counts, on the device."""
+    x = counts_of(n_obs, n_genes, density)
     depth = np.asarray(x.sum(axis=1)).ravel()
     return batches.to_device(x, depth, np.zeros((len(depth), 0), np.int32))
 
 
-def floor(n_genes: int, n_heads: int, hidden: int) -> Any:
-    """The compiled floor and its arguments."""
+def floor(
+    n_genes: int,
+    n_heads: int,
+    hidden: int,
+    batch_size: int = BATCH_SIZE,
+    parts: tuple[str, ...] = ("products", "optimiser"),
+) -> Program:
+    """N_STEPS times the gene-wide products and the optimiser's pass, or one of both."""
     optimizer = steps.default_optimizer(1000)
     key = jax.random.key(0)
     into = jax.random.normal(key, (n_genes, hidden)) / n_genes**0.5
     out = jax.random.normal(key, (hidden, n_genes)) / hidden**0.5
     params = {"in": {"kernel": into}}
     params |= {str(i): {"kernel": out} for i in range(n_heads)}
-    x = jax.random.normal(key, (N_STEPS, BATCH_SIZE, n_genes))
+    x = jax.random.normal(key, (N_STEPS, batch_size, n_genes))
 
-    def step(carry, x):
-        params, opt_state = carry
+    def gradients_of(params, x):
         h = x @ params["in"]["kernel"]
         gradients, to_h = {}, jnp.zeros_like(h)
         for i in range(n_heads):
@@ -63,22 +94,45 @@ def floor(n_genes: int, n_heads: int, hidden: int) -> Any:
             gradients[str(i)] = {"kernel": h.T @ slope}
             to_h += slope @ kernel.T
         gradients["in"] = {"kernel": x.T @ to_h}
+        return gradients
+
+    def step(carry, x):
+        params, opt_state, gradients = carry
+        if "products" in parts:
+            gradients = gradients_of(params, x)
+        if "optimiser" not in parts:
+            return (params, opt_state, gradients), None
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (add(params, updates), opt_state), None
+        params = add(params, updates)
+        # those of the products are made anew in every step
+        return (params, opt_state, None if "products" in parts else gradients), None
 
-    start = (params, optimizer.init(params))
-    program = jax.jit(lambda start, x: jax.lax.scan(step, start, x)[0])
-    program = program.lower(start, x).compile()
-    return lambda: program(start, x)
+    together = parts == ("products", "optimiser")
+    start = (params, optimizer.init(params), None if together else params)
+
+    def run(start, x):
+        return jax.lax.scan(step, start, x)[0]
+
+    return Program(run, start, x)
 
 
-def ours(config: ModelConfig, n_genes: int, cells: batches.CellData) -> Any:
-    """A compiled epoch of ours, from cells on the device."""
+def ours(
+    config: ModelConfig,
+    n_genes: int,
+    cells: batches.CellData,
+    batch_size: int = BATCH_SIZE,
+    n_samples: int = 1,
+) -> Program:
+    """An epoch of ours, from cells on the device."""
     model = from_config(config, named_likelihood(config), n_genes=n_genes)
     optimizer = steps.default_optimizer(1000)
-    step = steps.make_train_step(model, objectives.elbo(), optimizer)
+    one_sample = n_samples == 1
+    objective = (
+        objectives.elbo() if one_sample else objectives.importance_weighted(n_samples)
+    )
+    step = steps.make_train_step(model, objective, optimizer)
     state = first_state(model, optimizer)
-    positions, n_slots = batches.in_order(cells, BATCH_SIZE)
+    positions, n_slots = batches.in_order(cells, batch_size)
 
     def epoch(state, cells, positions):
         def one(state, position):
@@ -87,11 +141,11 @@ def ours(config: ModelConfig, n_genes: int, cells: batches.CellData) -> Any:
 
         return jax.lax.scan(one, state, positions)[0]
 
-    program = jax.jit(epoch).lower(state, cells, positions).compile()
-    return lambda: program(state, cells, positions)
+    return Program(epoch, state, cells, positions)
 
 
-def measure(n_genes: int, repeats: int) -> dict:
+def measure(n_genes: int, repeats: int) -> list[dict]:
+    """Our steps against the floor, and the floor by part."""
     cells = cells_of(n_genes)
     likelihoods = {
         "poisson": 1,
@@ -99,38 +153,35 @@ def measure(n_genes: int, repeats: int) -> dict:
         "zero_inflated_negative_binomial": 2,
     }
     programs = {f"floor {heads}": floor(n_genes, heads, 128) for heads in (1, 2)}
+    for part in ("products", "optimiser"):
+        for heads in (1, 2):
+            programs[f"{part} {heads}"] = floor(n_genes, heads, 128, parts=(part,))
     for name in likelihoods:
-        config = ModelConfig(
-            likelihood=name,
-            hidden_sizes=(128,),
-            dropout_input=0.0,
-            dropout_hidden=0.0,
-            dropout_decoder=0.0,
-        )
-        programs[name] = ours(config, n_genes, cells)
+        programs[name] = ours(plain_config(likelihood=name), n_genes, cells)
     times = step_seconds(programs, repeats)
-    rows = [
-        {
-            "likelihood": name,
-            "milliseconds": round(1e3 * times[name], 2),
-            "floor_milliseconds": round(1e3 * times[f"floor {heads}"], 2),
-            "ratio": round(times[name] / times[f"floor {heads}"], 2),
-            "cells_per_second": round(BATCH_SIZE / times[name]),
-        }
-        for name, heads in likelihoods.items()
-    ]
-    return {
-        "n_genes": n_genes,
-        "batch_size": BATCH_SIZE,
-        "density": DENSITY,
-        "steps": rows,
-    }
+    rows = []
+    for name, heads in likelihoods.items():
+        # operations of 2 + 3 heads products of [B, G] and [G, 128]
+        operations = 2.0 * BATCH_SIZE * n_genes * 128 * (2 + 3 * heads)
+        products = times[f"products {heads}"]
+        rows.append(
+            {
+                "n_genes": n_genes,
+                "likelihood": name,
+                "milliseconds": round(1e3 * times[name], 2),
+                "floor_milliseconds": round(1e3 * times[f"floor {heads}"], 2),
+                "ratio": round(times[name] / times[f"floor {heads}"], 2),
+                "products_milliseconds": round(1e3 * products, 2),
+                "optimiser_milliseconds": round(1e3 * times[f"optimiser {heads}"], 2),
+                "products_gigaflops": round(1e-9 * operations / products, 1),
+                "cells_per_second": round(BATCH_SIZE / times[name]),
+            }
+        )
+    return rows
 
 
-if __name__ == "__main__":
-    write(
-        __doc__.splitlines()[0],
-        lambda repeats: [measure(n_genes, repeats) for n_genes in (2000, 20_000)],
-        "{n_genes} genes, batch {batch_size}",
-        repeats=9,
-    )
+def bandwidth(repeats: int) -> float:
+    """Gigabytes a second, read and written, of a copy of 256 MB."""
+    x = jnp.ones(2**26, jnp.float32)
+    copy = Program(lambda x: x + 1.0, x)
+    return round(1e-9 * 2 * x.nbytes / seconds({"copy": copy}, repeats)["copy"], 1)

@@ -386,7 +386,7 @@ def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any
     Returns:
         Params with "prior" placed and, where a network gives q(y|x), fitted to it.
     """
-    mean, variance, hidden = _encode(model, params, cells)
+    mean, variance, hidden = encode_cells(model, params, cells)
     prior = clusters.place(
         params["prior"], np.asarray(mean), np.asarray(variance), seed, MAX_DEPARTURE
     )
@@ -400,8 +400,20 @@ def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any
     return params
 
 
-def _encode(model: Model, params: Any, cells: CellData) -> tuple[Array, Array, Array]:
-    """Mean and variance [n, L] of q(z|x) of the VAE, and hidden layer [n, size]."""
+def encode_cells(
+    model: Model, params: Any, cells: CellData
+) -> tuple[Array, Array, Array]:
+    """Encode cells, 512 at a time.
+
+    Args:
+        model: a VAE or a mixture.
+        params: its parameters.
+        cells: n of them, on the device.
+
+    Returns:
+        Mean and variance [n, L] of q(z|x) of the VAE, and the last hidden layer
+        [n, size] of the encoder.
+    """
     positions, n_slots = batches.in_order(cells, 512)
     rows = _encode_batches(model, n_slots, params, cells, positions)
     n_cells = cells.start.shape[0]

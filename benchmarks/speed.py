@@ -1,0 +1,308 @@
+r"""Speed beside the peers and the floor, in one run: one JSON, one table, one picture.
+
+    python benchmarks/speed.py --scvi SCVI_PYTHON --original SCVAE_PYTHON \
+        --data ../shared/data --out benchmarks/speed.json
+
+Sections: `floor` (a step against its matrix products and the optimiser's pass),
+`peers` (training and encoding of SCVI and JaxSCVI), `original` (a step of the
+original's VAE and GMVAE), `growth` (a step by part and by size, memory, slots) and
+`accelerator` (large batches and 28,000 genes, for a GPU; left out on a CPU unless it is
+asked for). Those asked for replace what the JSON has of them. Peers have environments
+of their own; those that are not given are left out.
+
+Everywhere: simulated counts, a tenth of them non-zero; one hidden layer of 128, latent
+10, batch 128, dispersion per gene, library means; compilation apart; medians. With the
+peers each side keeps the dropout and the normalisation of its defaults, and encoding
+takes 512 cells at a time; elsewhere ours has no dropout, as the original has none.
+Nothing else should run on the machine. Half an hour on two cores with all peers.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+import anndata
+import floor
+import growth
+import jax
+import numpy as np
+import scipy.sparse
+from common import N_STEPS, machine, seconds
+
+from scvae_jax import phases, training
+from scvae_jax.config import DataConfig, ModelConfig
+from scvae_jax.counts import prepare
+from scvae_jax.models import from_config, named_likelihood
+
+SECTIONS = ("floor", "peers", "original", "growth", "accelerator")
+SIZES = {2000: 10_000, 20_000: 4_000}
+# ours -> SCVI's name, and the number of heads
+LIKELIHOODS = {
+    "poisson": ("poisson", 1),
+    "negative_binomial": ("nb", 1),
+    "zero_inflated_negative_binomial": ("zinb", 2),
+}
+K = 8
+
+
+def peers(python: str | None, repeats: int) -> list[dict]:
+    """Cells a second of training and of encoding; the sides take turns."""
+    rows = []
+    for n_genes, n_obs in SIZES.items():
+        adata = anndata.AnnData(floor.counts_of(n_obs, n_genes))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cells.h5ad"
+            adata.write_h5ad(path)
+            for likelihood in LIKELIHOODS:
+                rows += beside_scvi(adata, path, likelihood, python, repeats)
+    return rows
+
+
+def beside_scvi(
+    adata: anndata.AnnData,
+    path: Path,
+    likelihood: str,
+    python: str | None,
+    repeats: int,
+) -> list[dict]:
+    theirs, n_heads = LIKELIHOODS[likelihood]
+    mine = [ours(adata, likelihood, n_heads, repeats)]
+    sides = {}
+    if python:
+        sides["scvi"] = scvi(python, path, theirs, repeats)
+        if theirs != "zinb":
+            sides["jaxscvi"] = scvi(python, path, theirs, repeats, "--jax")
+        # once more, as the machine may have drifted
+        mine.append(ours(adata, likelihood, n_heads, repeats))
+    sides["scvae_jax"] = {
+        name: statistics.mean(times[name] for times in mine) for name in mine[0]
+    }
+    rows = []
+    for task in ("train", "encode"):
+        row = {"n_genes": adata.n_vars, "n_obs": adata.n_obs, "likelihood": likelihood}
+        row["task"] = task
+        row |= {
+            f"{side}_cells_per_second": round(adata.n_obs / taken[task])
+            for side, taken in sides.items()
+        }
+        if task == "train":
+            of_step = sides["scvae_jax"]["floor"] / (N_STEPS * floor.BATCH_SIZE)
+            row["floor_cells_per_second"] = round(1 / of_step)
+        for side, taken in sides.items():
+            if side != "scvae_jax":
+                ratio = taken[task] / sides["scvae_jax"][task]
+                row[f"times_{side}"] = round(ratio, 2)
+                row["peer_versions"] = taken["versions"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def ours(
+    adata: anndata.AnnData, likelihood: str, n_heads: int, repeats: int
+) -> dict[str, float]:
+    """Seconds of an epoch of training, of encoding all cells, and of N_STEPS floors."""
+    config = ModelConfig(likelihood=likelihood, hidden_sizes=(128,))
+    model = from_config(config, named_likelihood(config), n_genes=adata.n_vars)
+    cells = training.cells_to_device(prepare(adata, DataConfig()), slice(None))
+    params = jax.jit(model.init)(jax.random.key(0))
+    train = floor.ours(config, adata.n_vars, cells)
+
+    def encode() -> np.ndarray:
+        return np.asarray(phases.encode_cells(model, params, cells)[0])
+
+    least = floor.floor(adata.n_vars, n_heads, 128)
+    return seconds({"train": train, "encode": encode, "floor": least}, repeats)
+
+
+def answer_of(*command: str) -> dict:
+    """The JSON that a peer's script prints last."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def scvi(python: str, path: Path, likelihood: str, repeats: int, *more: str) -> dict:
+    """The same of SCVI, in a process of its own."""
+    script = str(Path(__file__).with_name("peer_scvi.py"))
+    options = ["--likelihood", likelihood, "--epochs", str(repeats), *more]
+    result = answer_of(python, script, "speed", str(path), *options)
+    return result | {n: statistics.median(result[n]) for n in ("train", "encode")}
+
+
+def original(python: str | None, repeats: int) -> list[dict]:
+    """Milliseconds of a step of the original's VAE and GMVAE, and of ours."""
+    n_genes = 2000
+    models = {"vae": {}}
+    for posterior in ("conditional", "shared"):
+        options = {"model": "gmvae", "n_clusters": K, "posterior": posterior}
+        models[f"gmvae, {posterior}"] = options
+    cells = floor.cells_of(n_genes)
+    programs = {
+        name: floor.ours(floor.plain_config(**options), n_genes, cells)
+        for name, options in models.items()
+    }
+    times = seconds(programs, repeats)
+    theirs, versions = {}, None
+    if python:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cells.npz"
+            scipy.sparse.save_npz(path, floor.counts_of(20 * 128, n_genes))
+            script = str(Path(__file__).with_name("peer_original.py"))
+            for model in ("vae", "gmvae"):
+                options = ["--model", model, "--clusters", str(K), "--epochs", "5"]
+                answer = answer_of(python, script, str(path), *options)
+                theirs[model] = statistics.median(answer["seconds"])
+                versions = answer["versions"]
+    rows = []
+    for name, taken in times.items():
+        taken /= N_STEPS
+        row = {"model": name, "n_genes": n_genes, "n_clusters": K, "likelihood": "nb"}
+        row["milliseconds"] = round(1e3 * taken, 2)
+        if python:
+            other = theirs[name.split(",")[0]]
+            row["original_milliseconds"] = round(1e3 * other, 1)
+            row["times_original"] = round(other / taken, 1)
+            row["peer_versions"] = versions
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def accelerator(repeats: int) -> list[dict]:
+    """Steps of large batches and many genes, with what they reach of the device."""
+    rows = []
+    for n_genes in (2000, 28_000):
+        for batch_size in (128, 512, 4096):
+            cells = floor.cells_of(n_genes, N_STEPS * batch_size, 0.05)
+            programs = {
+                precision: floor.ours(
+                    floor.plain_config(precision=precision), n_genes, cells, batch_size
+                )
+                for precision in ("float32", "bfloat16")
+            }
+            programs["floor"] = floor.floor(n_genes, 1, 128, batch_size)
+            times = seconds(programs, repeats)
+            # five products, and the least traffic: Adam reads 4 and writes 3 arrays
+            # of the weights, and the likelihood passes some 8 times over B x G
+            operations = 2.0 * batch_size * n_genes * 128 * 5
+            traffic = 4.0 * (7 * 2 * n_genes * 128 + 8 * batch_size * n_genes)
+            for precision in ("float32", "bfloat16"):
+                step = times[precision] / N_STEPS
+                row = {"n_genes": n_genes, "batch_size": batch_size}
+                row |= {
+                    "precision": precision,
+                    "milliseconds": round(1e3 * step, 3),
+                    "cells_per_second": round(batch_size / step),
+                    "ratio_to_floor": round(times[precision] / times["floor"], 2),
+                    "teraflops": round(1e-12 * operations / step, 3),
+                    "least_gigabytes_per_second": round(1e-9 * traffic / step, 1),
+                }
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def table(result: dict) -> str:
+    """The README's tables, in Markdown."""
+    lines = ["| genes | likelihood | task | ours | SCVI | JaxSCVI | floor | × SCVI |"]
+    lines.append("|" + "---|" * 8)
+    for row in result.get("peers", []):
+        cells = [
+            f"{row[f'{side}_cells_per_second']:,}"
+            if f"{side}_cells_per_second" in row
+            else "–"
+            for side in ("scvae_jax", "scvi", "jaxscvi", "floor")
+        ]
+        head = f"| {row['n_genes']:,} | `{row['likelihood']}` | {row['task']} | "
+        lines.append(head + " | ".join(cells) + f" | {row.get('times_scvi', '–')} |")
+    return "\n".join(lines)
+
+
+def draw(result: dict, path: Path) -> None:
+    """Cells a second of all sides, and how a step grows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2)
+    sides = {
+        "scvae_jax": "ours",
+        "scvi": "SCVI",
+        "jaxscvi": "JaxSCVI",
+        "floor": "floor",
+    }
+    short = {"poisson": "Poisson", "negative_binomial": "NB"}
+    for axis, task in zip(axes[0], ("train", "encode"), strict=True):
+        rows = [row for row in result.get("peers", []) if row["task"] == task]
+        for i, (side, label) in enumerate(sides.items()):
+            key = f"{side}_cells_per_second"
+            at = [j + 0.2 * i for j, row in enumerate(rows) if key in row]
+            if at:
+                height = [row[key] for row in rows if key in row]
+                axis.bar(at, height, 0.19, label=label)
+        names = [
+            f"{short.get(row['likelihood'], 'ZINB')}\n{row['n_genes']:,}"
+            for row in rows
+        ]
+        axis.set_xticks([j + 0.3 for j in range(len(rows))], names, fontsize=8)
+        axis.set(yscale="log", ylabel="cells a second", title=f"{task}, by genes")
+        axis.legend(frameon=False, fontsize=8)
+    rows = result.get("growth", {}).get("growth", [])
+    for axis, wanted in zip(
+        axes[1],
+        (("n_genes", "batch_size"), ("n_samples", "n_clusters")),
+        strict=True,
+    ):
+        for name in dict.fromkeys(row["axis"] for row in rows):
+            mine = [row for row in rows if row["axis"] == name]
+            if name.startswith(wanted) and "milliseconds" in mine[0]:
+                x = [row["value"] for row in mine]
+                y = [row["milliseconds"] for row in mine]
+                axis.plot(x, y, marker="o", label=name.replace("_", " "))
+        axis.set(xscale="log", yscale="log", xlabel="size", ylabel="ms a step")
+        axis.legend(frameon=False, fontsize=8)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scvi", help="a Python that has scvi-tools and jax")
+    parser.add_argument("--original", help="a Python that has scvae")
+    parser.add_argument("--data", type=Path, help="a folder of .h5ad files, for slots")
+    parser.add_argument("--sections", nargs="*", choices=SECTIONS)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    repeats = arguments.repeats
+    measures = {
+        "floor": lambda: {
+            "steps": floor.measure(2000, repeats) + floor.measure(20_000, repeats),
+            "copy_gigabytes_per_second": floor.bandwidth(repeats),
+        },
+        "peers": lambda: peers(arguments.scvi, repeats),
+        "original": lambda: original(arguments.original, repeats),
+        "growth": lambda: growth.measure(arguments.data, repeats),
+        "accelerator": lambda: accelerator(repeats),
+    }
+    sections = arguments.sections or [
+        name
+        for name in SECTIONS
+        if name != "accelerator" or jax.default_backend() != "cpu"
+    ]
+    result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for name in sections:
+        result[name] = measures[name]()
+        result |= {"repeats": repeats} | machine()
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, arguments.out.with_suffix(".png"))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
