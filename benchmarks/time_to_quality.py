@@ -23,10 +23,10 @@ from pathlib import Path
 
 from common import machine
 
-# 500 to 600 steps
+# 300 to 540 steps
 SETS = {
     "pbmc4k": {"epochs": 20, "batch_key": None},
-    "kang_batches": {"epochs": 60, "batch_key": "batch"},
+    "kang_batches": {"epochs": 30, "batch_key": "batch"},
     "worm_neurons": {"epochs": 20, "batch_key": None},
 }
 OPTIONS = ["--split-key", "split", "--likelihood", "negative_binomial"]
