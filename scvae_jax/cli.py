@@ -17,6 +17,7 @@ from scvae_jax.config import (
     ModelConfig,
     TrainConfig,
     check_count,
+    parse_options,
 )
 
 app = typer.Typer(
@@ -154,7 +155,7 @@ def train(
         model=model,
         **_mixture(model, clusters, posterior),
         likelihood=likelihood,
-        likelihood_options=_likelihood_options(likelihood_option or []),
+        likelihood_options=parse_options(likelihood_option or []),
         n_latent=latent_size,
         hidden_sizes=_sizes(hidden_sizes),
     )
@@ -328,19 +329,6 @@ def _sizes(text: str) -> tuple[int, ...]:
             f"found hidden sizes {text!r}, expected whole numbers between commas, "
             "write them like 128,128"
         ) from None
-
-
-def _likelihood_options(pairs: list[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(
-                f"found likelihood option {pair!r}, expected NAME=VALUE, "
-                "write it like dispersion=gene_cell"
-            )
-        options[name] = int(value) if value.lstrip("-").isdigit() else value
-    return options
 
 
 def _check_free_file(path: Path, overwrite: bool) -> None:

@@ -14,9 +14,12 @@ PACKAGE = Path(scvae_jax.__file__).parent
 ORDER = (
     "__init__",
     "cli",
+    "comparison",
     "plots",
+    "ranking",
     "analysis",
     "evaluation",
+    "baselines",
     "training",
     "phases",
     "epochs",
