@@ -33,8 +33,8 @@ def null_log_prob(
 
     The mean is depth x the mean profile of the training cells (the profile alone where
     the mean does not read the depth). All else that the family has, such as dispersions
-    and shares of zeros, is one value per gene (and batch, if so declared), fitted to the
-    training cells by maximum likelihood, under a prior so weak (normal, standard
+    and shares of zeros, is one value per gene (and batch, if so declared), fitted to
+    the training cells by maximum likelihood, under a prior so weak (normal, standard
     deviation 3) that it matters only where the cells say nothing, as for a gene that
     was never seen.
 
@@ -128,7 +128,8 @@ def totals_log_prob(
     """Log-probability of the totals of cells: what a library mean is not asked for.
 
     A library bound is one on log p(x | total); added to it, this makes a bound on
-    log p(x), which a free mean is to be compared with. A negative binomial, fitted to
+    log p(x), which a free mean is to be compared with. (A cautious one: the library
+    side does not gain from knowing that its counts add up to the total.) A negative binomial, fitted to
     the totals of the training cells by maximum likelihood; one for each batch, where
     models are told the batch and it has 20 training cells or more.
 

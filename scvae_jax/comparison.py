@@ -1,28 +1,14 @@
-"""Likelihoods and models compared on the same held-out cells, in a folder of results.
+"""Likelihoods and models compared on the same held-out cells."""
 
-comparison.json  settings and what the data was; a run with others is refused
-fits/            figures of each cell, one .npz for each fit, whole or not there
-table.csv        a row for each fit
-ranks.csv        a row for each likelihood and model, with differences and intervals
-table.json       both, and remarks
-differences.png  differences in nats per cell with their intervals
-clusters.png     bound against clusters
-"""
-
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
-import re
-import shutil
 import sys
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anndata
 import numpy as np
@@ -45,12 +31,14 @@ from scvae_jax.config import (
 from scvae_jax.counts import CountData, obs_column, prepare
 from scvae_jax.epochs import ALIVE
 from scvae_jax.evaluation import CellBounds, cell_bounds, kmeans, scores
+from scvae_jax.ledger import PICTURES, fit_name, open_folder, read_fit, whole, write_fit
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import from_config, named_likelihood
 from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
 from scvae_jax.training import cells_to_device, fit_many, split_cells
 
 FORMAT = 1
+OF_MIXTURES = ("n_clusters", "posterior", "mixture_weights", "component_covariance")
 # what a fit that failed has no value for, in the order of the table
 FIGURES = (
     "n_samples",
@@ -80,7 +68,6 @@ FIGURES = (
 )
 # what is ranked together, and what its data must be
 SUPPORTS = {"counts": "counts", "binary": "binary", "densities": "real"}
-RESULTS = ("table.csv", "ranks.csv", "table.json", "differences.png", "clusters.png")
 
 
 class Comparison(NamedTuple):
@@ -180,18 +167,28 @@ def compare(
         progress: show progress on standard error.
 
     Returns:
-        `table`, a row for each fit, in nats per cell: elbo, importance_weighted_bound
-        with its standard error over cells, log_likelihood, kl_z and kl_y; log_prob_total
-        (0 where nothing is to be added) and comparable_bound; null_log_likelihood, of
-        depth x the mean profile of the training cells under the same family, its
-        dispersions fitted to them, given the total where the bound is; share_explained,
-        (L - L_null) / (L_best - L_null); ari and nmi of a mixture's own clusters, or of
-        k-means on the latents with as many clusters as labels (`oracle_k`); stability,
-        the median adjusted Rand index between pairs of seeds; seconds of training, a
-        fit's share of its program, and compile_seconds of the program.
-        `ranks`, with the difference to the reference on identical cells, over seeds,
-        and its 95 % interval by a bootstrap over seeds and cells; None with one seed.
-        `remarks`, sentences. `folder`, where all of it is, with two pictures.
+        Its `table` has a row for each fit, its `ranks` one for each likelihood and
+        model, `remarks` are sentences, and `folder` has all of it, with two pictures.
+        In nats per cell, higher is better:
+
+        elbo, importance_weighted_bound (and _se, its standard error over cells),
+            log_likelihood, kl_z, kl_y.
+        comparable_bound: importance-weighted, with log_prob_total (or 0) added.
+        null_log_likelihood: of depth x the mean profile of the training cells under the
+            same family, all else of it fitted to them; given the total where the bound
+            is. share_explained: (L - L_null) / (L_best - L_null).
+        difference (of ranks): to the reference, on identical cells, over the seeds that
+            both have, with the ends low and high of its 95 % interval by a bootstrap
+            over seeds and cells; there is none with one seed.
+
+        And beside them:
+
+        ari, nmi: of a mixture's own clusters, or of k-means on the latents with as many
+            clusters as labels (`oracle_k` is true then), with n_labels and n_scored.
+        stability: median adjusted Rand index between pairs of seeds, of these clusters.
+        seconds: of training, a fit's share of its program; compile_seconds: of the
+            program. epochs, best_epoch, skipped_steps, versions, and `note` where a fit
+            failed.
 
     Raises:
         InputError: for data or settings that cannot be used, or a folder that holds
@@ -219,6 +216,11 @@ def compare(
     _expect_packages("gmvae" in models and seeds > 1 or score_key is not None)
     data_config = DataConfig(layer, batch_key, None, genes, split_key)
     sources = adata if isinstance(adata, Mapping) else {"data": adata}
+    if not sources or not all(isinstance(name, str) for name in sources):
+        raise InputError(
+            f"found data sets {listing(sources)}, expected one or more by name, "
+            "pass an AnnData object or a dict of them"
+        )
     parts = []
     for name, source in sources.items():
         try:
@@ -228,30 +230,19 @@ def compare(
             )
         except InputError as error:
             raise InputError(f"{error} (in data set {name})") from None
-    settings = {
-        "format": FORMAT,
-        "data": _fingerprints(parts),
-        "model": to_json(config or ModelConfig()),
-        "train": to_json(train_config),
-        "source": to_json(data_config),
-        "score_key": score_key,
-        "n_samples": n_samples,
-    }
-    # what the axes of the table say is no setting
-    for name in ("model", "likelihood", "likelihood_options"):
-        del settings["model"][name]
-    del settings["train"]["seed"]
+    settings = _settings(parts, config or ModelConfig(), train_config, data_config)
+    if "gmvae" not in models:
+        del settings["gmvae"]
+    settings |= {"score_key": score_key, "n_samples": n_samples}
     folder = Path(out).absolute()
-    settings = _open(folder, json.loads(json.dumps(settings)), overwrite)
+    settings = open_folder(folder, settings, overwrite)
 
     numbers = range(train_config.seed, train_config.seed + seeds)
     jobs = [(cells, *key) for cells in parts for key in entries]
-    files = []
+    files, given = [], {}
     for number, (cells, label, model) in enumerate(jobs, start=1):
-        paths = {
-            seed: folder / "fits" / _file_name(cells, label, model, seed)
-            for seed in numbers
-        }
+        key = cells.name, label, model, cells.split
+        paths = {seed: folder / "fits" / fit_name((*key, seed)) for seed in numbers}
         files += paths.values()
         missing = [seed for seed, path in paths.items() if not path.exists()]
         if not missing:
@@ -262,13 +253,14 @@ def compare(
                 f"{cells.split}, seeds {listing(missing)}",
                 file=sys.stderr,
             )
+        model_config = entries[label, model]
         try:
             with warnings.catch_warnings():
                 # what fits warn of, the table says
                 warnings.simplefilter("ignore", InputWarning)
                 fitted = fit_many(
                     sources[cells.name],
-                    entries[label, model],
+                    model_config,
                     dataclasses.replace(train_config, seed=cells.seed),
                     seeds=missing,
                     layer=layer,
@@ -280,12 +272,23 @@ def compare(
             fits = (fitted, *fitted.alternatives)
         except FloatingPointError:
             fits = ()
+        # what is not of the model serves both
+        family = cells.name, cells.split, label
+        if family not in given:
+            given[family] = _given(cells, model_config)
         done = _evaluate(
-            cells, label, entries[label, model], fits, n_samples, missing, score_key
+            cells,
+            label,
+            model_config,
+            fits,
+            given[family],
+            n_samples,
+            missing,
+            score_key,
         )
         for seed in missing:
-            _write_fit(paths[seed], done[seed])
-    return _report(folder, [_read_fit(path) for path in files], settings, reference)
+            write_fit(paths[seed], done[seed])
+    return _report(folder, [read_fit(path) for path in files], settings, reference)
 
 
 def _entries(
@@ -348,6 +351,12 @@ def _kind(likelihood: Likelihood) -> str:
     return {"binary": "binary", "real": "densities"}.get(likelihood.support, "counts")
 
 
+def _conditions(config: ModelConfig) -> bool:
+    """Whether a bound is one given the total of a cell."""
+    mean = config.likelihood_options.get("mean", "library")
+    return _kind(named_likelihood(config)) == "counts" and mean == "library"
+
+
 def _split(
     name: str,
     data: CountData,
@@ -384,6 +393,29 @@ def _split(
     return found
 
 
+def _settings(
+    parts: Sequence[Cells],
+    config: ModelConfig,
+    train_config: TrainConfig,
+    data_config: DataConfig,
+) -> Row:
+    """What all fits of a folder share, as JSON gives it back."""
+    of_model, of_train = to_json(config), to_json(train_config)
+    # the axes of the table are no settings
+    for name in ("model", "likelihood", "likelihood_options"):
+        del of_model[name]
+    del of_train["seed"]
+    settings = {
+        "format": FORMAT,
+        "data": _fingerprints(parts),
+        "gmvae": {name: of_model.pop(name) for name in OF_MIXTURES},
+        "model": of_model,
+        "train": of_train,
+        "source": to_json(data_config),
+    }
+    return json.loads(json.dumps(settings))
+
+
 def _fingerprints(parts: Sequence[Cells]) -> dict[str, str]:
     """What tells each data set from another, or from itself changed."""
     found: dict[str, str] = {}
@@ -407,90 +439,12 @@ def _fingerprints(parts: Sequence[Cells]) -> dict[str, str]:
     return found
 
 
-def _open(folder: Path, settings: Row, overwrite: bool) -> Row:
-    """Make the folder, or go on with one of the same settings."""
-    marker = folder / "comparison.json"
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        known = _read_settings(marker)
-        if known is None:
-            raise InputError(
-                f"found {folder}, which is not a comparison, expected a new path or "
-                "one that is, choose another path"
-            )
-        changed = _changed(known, settings)
-        if changed and not overwrite:
-            raise InputError(
-                f"found a comparison at {folder} with other settings "
-                f"({listing(changed)}), expected the same to go on with, choose "
-                "another path or replace it (overwrite=True, --overwrite)"
-            )
-        if overwrite:
-            shutil.rmtree(folder / "fits", ignore_errors=True)
-            for name in RESULTS:
-                (folder / name).unlink(missing_ok=True)
-        else:
-            settings = settings | {"data": known["data"] | settings["data"]}
-    (folder / "fits").mkdir(parents=True, exist_ok=True)
-    with _whole(marker) as part:
-        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    return settings
-
-
-def _read_settings(path: Path) -> Row | None:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    mine = isinstance(known, dict) and {"format", "data", "n_samples"} <= set(known)
-    return known if mine else None
-
-
-def _changed(known: Row, settings: Row) -> list[str]:
-    """The settings that differ; data sets may come and go."""
-    found = []
-    for name, value in settings.items():
-        old = known.get(name)
-        if name == "data":
-            found += [
-                f"the cells of {key}"
-                for key in value
-                if old.get(key, value[key]) != value[key]
-            ]
-        elif isinstance(value, dict) and isinstance(old, dict):
-            found += [
-                f"{key}={old.get(key)!r}, now {value.get(key)!r}"
-                for key in sorted(value.keys() | old.keys())
-                if old.get(key) != value.get(key)
-            ]
-        elif old != value:
-            found.append(f"{name}={old!r}, now {value!r}")
-    return found
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of `path` at the end, or is gone."""
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _file_name(cells: Cells, label: str, model: str, seed: int) -> str:
-    """A name that can be read, and a digest that tells apart what looks alike."""
-    words = (cells.name, label, model, f"split-{cells.split}", f"seed-{seed}")
-    digest = hashlib.sha256(json.dumps([*words, str(type(cells.split))]).encode())
-    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words))[:120]
-    return f"{readable}-{digest.hexdigest()[:8]}.npz"
-
-
 def _evaluate(
     cells: Cells,
     label: str,
     config: ModelConfig,
     fits: Sequence[Fitted],
+    given: tuple[np.ndarray, np.ndarray],
     n_samples: int,
     seeds: Sequence[int],
     score_key: str | None,
@@ -501,7 +455,7 @@ def _evaluate(
     found = {seed: Fit(failed | {"seed": seed}, {}) for seed in seeds}
     if not fits:
         return found
-    total, null = _given(cells, config, identity["conditions_on_total"])
+    total, null = given
     on_device = cells_to_device(cells.data, cells.held_out)
     if config.model == "gmvae" and config.posterior == "conditional":
         n_samples = max(1, n_samples // config.n_clusters)
@@ -537,8 +491,6 @@ def _evaluate(
 
 def _identity(cells: Cells, label: str, config: ModelConfig) -> Row:
     """All columns of the table; those that a fit decides are empty."""
-    kind = _kind(named_likelihood(config))
-    mean = config.likelihood_options.get("mean", "library")
     return {
         "data": cells.name,
         "likelihood": label,
@@ -547,17 +499,15 @@ def _identity(cells: Cells, label: str, config: ModelConfig) -> Row:
         "split": cells.split,
         "part": cells.part,
         "n_cells": int(cells.held_out.sum()),
-        "ranked_with": kind,
-        "conditions_on_total": kind == "counts" and mean == "library",
+        "ranked_with": _kind(named_likelihood(config)),
+        "conditions_on_total": _conditions(config),
         **dict.fromkeys(FIGURES),
         "versions": " ".join(f"{name}={v}" for name, v in versions().items()),
         "note": None,
     }
 
 
-def _given(
-    cells: Cells, config: ModelConfig, conditions: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _given(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     """Log p(total) [n] that a bound lacks, and the null model's log-probability [n]."""
     if _kind(named_likelihood(config)) != "counts":
         null = null_log_prob(
@@ -571,7 +521,9 @@ def _given(
         named_likelihood(family), cells.data, cells.train, cells.held_out
     )
     total = totals_log_prob(cells.data, cells.train, cells.held_out)
-    return (total, null) if conditions else (np.zeros(len(null)), null + total)
+    if _conditions(config):
+        return total, null
+    return np.zeros(len(null)), null + total
 
 
 def _clusters(
@@ -595,23 +547,6 @@ def _clusters(
     return codes, row | scores(codes[known], names, score_key)
 
 
-def _write_fit(path: Path, fit: Fit) -> None:
-    with _whole(path) as part:
-        np.savez(part, row=np.array(json.dumps(fit.row)), **fit.cells)
-
-
-def _read_fit(path: Path) -> Fit:
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        return Fit(json.loads(str(arrays.pop("row"))), arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"found a damaged file at {path} ({error}), expected the figures of a fit, "
-            "remove it and compare again"
-        ) from None
-
-
 def _report(
     folder: Path, fits: Sequence[Fit], settings: Row, reference: str | None
 ) -> Comparison:
@@ -633,18 +568,18 @@ def _report(
     if table["comparable_bound"].isna().all():
         drawn = {}
     for name, frame in (("table.csv", table), ("ranks.csv", ranked)):
-        with _whole(folder / name) as part:
+        with whole(folder / name) as part:
             frame.to_csv(part, index=False)
     found = {"settings": settings, "rows": rows, "ranks": ranks, "remarks": said}
-    with _whole(folder / "table.json") as part:
+    with whole(folder / "table.json") as part:
         text = json.dumps(found, indent=1, allow_nan=False)
         part.write_text(text + "\n", encoding="utf-8")
-    for name in RESULTS[3:]:
+    for name in PICTURES:
         if name not in drawn:
             # one of an earlier call, that shows other rows
             (folder / name).unlink(missing_ok=True)
             continue
-        with _whole(folder / name) as part:
+        with whole(folder / name) as part:
             drawn[name](part)
     if not drawn:
         raise FloatingPointError(

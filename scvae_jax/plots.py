@@ -152,8 +152,9 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
                 label=f"{likelihood}, {model}",
             )
         axes.set(xlabel="bound on log p(x), nats per cell", ylabel=name)
-        axes.set(title=f"{data} ({kind})")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        lowest = min(0.0, float(rows[score].min()))
+        axes.set(title=f"{data} ({kind})", ylim=(lowest - 0.05, 1.05))
+        axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(path), dpi=130)
 

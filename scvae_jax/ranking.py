@@ -161,9 +161,13 @@ def _stability(fits: Sequence[Fit]) -> dict[tuple[Column, str, Any], float | Non
             codes.setdefault(key, []).append(fit.cells["cluster"])
     found = {}
     for key, seeds in codes.items():
-        clustered = seeds[0] >= 0
-        pairs = itertools.combinations([code[clustered] for code in seeds], 2)
-        agree = list(itertools.starmap(rand_index, pairs)) if clustered.any() else []
+        clustered = [code[code >= 0] for code in seeds]
+        # two partitions with all cells in one cluster agree on nothing
+        agree = [
+            rand_index(one, other)
+            for one, other in itertools.combinations(clustered, 2)
+            if max(len(np.unique(one)), len(np.unique(other))) > 1
+        ]
         found[key] = float(np.median(agree)) if agree else None
     return found
 
@@ -279,8 +283,8 @@ def remarks(fits: Sequence[Fit], ranks: Sequence[Row]) -> list[str]:
     if len({fit.row["conditions_on_total"] for fit in counts}) > 1:
         said.append(
             "library means condition on the total of a cell and free means do not: "
-            "they are ranked by comparable_bound, with log p(total), fitted to training "
-            "cells, added to the library side"
+            "they are ranked by comparable_bound, with log p(total), fitted to "
+            "training cells, added to the library side"
         )
     if len({fit.row["ranked_with"] for fit in fits}) > 1:
         said.append(

@@ -16,6 +16,7 @@ ORDER = (
     "cli",
     "comparison",
     "plots",
+    "ledger",
     "ranking",
     "analysis",
     "evaluation",
