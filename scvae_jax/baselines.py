@@ -129,9 +129,9 @@ def totals_log_prob(
 
     A library bound is one on log p(x | total); added to it, this makes a bound on
     log p(x), which a free mean is to be compared with. (A cautious one: the library
-    side does not gain from knowing that its counts add up to the total.) A negative binomial, fitted to
-    the totals of the training cells by maximum likelihood; one for each batch, where
-    models are told the batch and it has 20 training cells or more.
+    side does not gain from knowing that its counts add up to the total.) A negative
+    binomial, fitted to the totals of the training cells by maximum likelihood; one for
+    each batch, where models are told the batch and it has 20 training cells or more.
 
     Args:
         data: validated cells, counts.
