@@ -155,10 +155,10 @@ def read_fit(path: Path) -> Fit:
         InputError: if it is damaged.
     """
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file) as saved:
+            arrays = {name: saved[name] for name in saved.files}
         return Fit(json.loads(str(arrays.pop("row"))), arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"found a damaged file at {path} ({error}), expected the figures of a fit, "
             "remove it and compare again"

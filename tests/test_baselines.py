@@ -91,7 +91,7 @@ def test_a_null_has_zeros_and_dispersions_of_its_own(counts):
     found = baselines.null_log_prob(family, cells_of(x), train, train)
     share = x[train].mean(axis=0) + 0.5 / train.sum()
     means = x.sum(axis=1, keepdims=True) * share / share.sum()
-    best = 0.0
+    best, prior = 0.0, 2 * baselines.PRIOR_SCALE**2
     for gene in range(4):
         at = scipy.stats.poisson.logpmf(x[train, gene], means[train, gene])
 
@@ -102,7 +102,6 @@ def test_a_null_has_zeros_and_dispersions_of_its_own(counts):
             )
             return -each.sum()
 
-        prior = 2 * baselines.PRIOR_SCALE**2
         logit = scipy.optimize.minimize_scalar(
             lambda w, loss=loss: loss(w) + w**2 / prior,
             bounds=(-12, 12),
