@@ -254,24 +254,14 @@ def compare(
                 file=sys.stderr,
             )
         model_config = entries[label, model]
-        try:
-            with warnings.catch_warnings():
-                # what fits warn of, the table says
-                warnings.simplefilter("ignore", InputWarning)
-                fitted = fit_many(
-                    sources[cells.name],
-                    model_config,
-                    dataclasses.replace(train_config, seed=cells.seed),
-                    seeds=missing,
-                    layer=layer,
-                    batch_key=batch_key,
-                    genes=genes,
-                    split_key=split_key,
-                    progress=progress,
-                )
-            fits = (fitted, *fitted.alternatives)
-        except FloatingPointError:
-            fits = ()
+        fits = _fit(
+            sources[cells.name],
+            model_config,
+            dataclasses.replace(train_config, seed=cells.seed),
+            data_config,
+            missing,
+            progress,
+        )
         # what is not of the model serves both
         family = cells.name, cells.split, label
         if family not in given:
@@ -437,6 +427,35 @@ def _fingerprints(parts: Sequence[Cells]) -> dict[str, str]:
             )
         found[cells.name] = digest.hexdigest()
     return found
+
+
+def _fit(
+    source: anndata.AnnData,
+    config: ModelConfig,
+    train_config: TrainConfig,
+    data_config: DataConfig,
+    seeds: Sequence[int],
+    progress: bool,
+) -> tuple[Fitted, ...]:
+    """The fits of one program that did not fail."""
+    with warnings.catch_warnings():
+        # what fits warn of, the table says
+        warnings.simplefilter("ignore", InputWarning)
+        try:
+            fitted = fit_many(
+                source,
+                config,
+                train_config,
+                seeds=seeds,
+                layer=data_config.layer,
+                batch_key=data_config.batch_key,
+                genes=data_config.genes,
+                split_key=data_config.split_key,
+                progress=progress,
+            )
+        except FloatingPointError:
+            return ()
+    return fitted, *fitted.alternatives
 
 
 def _evaluate(

@@ -105,7 +105,7 @@ def differences(ranks: Any, path: str | Path) -> None:
     ranks = ranks[ranks["difference"].notna()]
     panels = list(ranks.groupby(["data", "ranked_with"], sort=False))
     heights = [1.0 + 0.34 * len(rows) for _, rows in panels]
-    figure = _figure(7.2, sum(heights) + 0.3)
+    figure = _figure(5.0 + _width_of_names(ranks), sum(heights) + 0.3)
     every = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
     for axes, ((data, kind), rows) in zip(every[:, 0], panels, strict=True):
         place = np.arange(len(rows))
@@ -118,7 +118,7 @@ def differences(ranks: Any, path: str | Path) -> None:
         axes.errorbar(difference, place, xerr=spread, fmt="o", capsize=3)
         axes.set(yticks=place, yticklabels=rows["likelihood"] + ", " + rows["model"])
         axes.set(ylim=(len(rows) - 0.5, -0.5), title=f"{data} ({kind})")
-        axes.set(xlabel=f"nats per cell above {rows['reference'].iloc[0]}")
+        axes.set(xlabel=f"difference to {rows['reference'].iloc[0]}, nats per cell")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(path), dpi=130)
 
@@ -139,7 +139,7 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
     name = {"ari": "ARI to labels", "stability": "ARI between seeds (median)"}[score]
     table = table[table[score].notna() & table["comparable_bound"].notna()]
     panels = list(table.groupby(["data", "ranked_with"], sort=False))
-    figure = _figure(7.6, 3.8 * len(panels))
+    figure = _figure(5.0 + _width_of_names(table), 3.8 * len(panels))
     every = figure.subplots(len(panels), 1, squeeze=False)
     for axes, ((data, kind), rows) in zip(every[:, 0], panels, strict=True):
         entries = rows.groupby(["likelihood", "model"], sort=False)
@@ -157,6 +157,12 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(path), dpi=130)
+
+
+def _width_of_names(table: Any) -> float:
+    """Inches that "likelihood, model" takes beside a picture."""
+    longest = (table["likelihood"] + ", " + table["model"]).str.len().max()
+    return 0.5 + 0.08 * longest
 
 
 def _figure(width: float, height: float) -> Any:

@@ -180,7 +180,8 @@ def rank(
     Args:
         fits: all of them.
         rows: from `tabulate`.
-        reference: "likelihood/model"; None, and in columns without it: the best.
+        reference: "likelihood/model"; None, and in columns where it has no rank: the
+            best.
 
     Returns:
         A row for each entry of each column, best first. `difference` is the mean of
@@ -191,7 +192,8 @@ def rank(
     found = []
     for column, entries in _bounds(fits).items():
         means = {name: _mean(splits) for name, splits in entries.items()}
-        versus = reference if reference in entries else _best(entries)
+        known = np.isfinite(means.get(reference, -np.inf))
+        versus = reference if known else _best(entries)
         names = sorted(entries, key=lambda name: -means[name])
         for place, name in enumerate(names, start=1):
             ranked = np.isfinite(means[name])

@@ -194,6 +194,8 @@ def test_an_entry_without_fits_has_no_rank():
     first, second = ranked(fits)
     assert (first["likelihood"], first["rank"]) == ("poisson", 1)
     assert second["rank"] is second["difference"] is second["comparable_bound"] is None
+    # and no difference can be taken to it
+    assert ranked(fits, "nb/vae")[0]["reference"] == "poisson/vae"
     # nor one that lacks a split that others have
     fits = [fit("nb", 0, -1.0, split=s, failed=s == 1) for s in range(2)]
     fits += [fit("poisson", 0, -110.0, split=s) for s in range(2)]
