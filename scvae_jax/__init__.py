@@ -22,6 +22,7 @@ _PUBLIC = {
     "apply": "analysis",
     "denoise": "analysis",
     "sweep_clusters": "analysis",
+    "compare": "comparison",
     "vae": "models",
     "gmvae": "models",
     "Model": "models",

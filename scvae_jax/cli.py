@@ -17,6 +17,7 @@ from scvae_jax.config import (
     ModelConfig,
     TrainConfig,
     check_count,
+    parse_options,
 )
 
 app = typer.Typer(
@@ -157,7 +158,7 @@ def train(
         model=model,
         **_mixture(model, clusters, posterior),
         likelihood=likelihood,
-        likelihood_options=_likelihood_options(likelihood_option or []),
+        likelihood_options=parse_options(likelihood_option or []),
         n_latent=latent_size,
         hidden_sizes=_sizes(hidden_sizes),
         precision=precision,
@@ -262,6 +263,117 @@ def apply(
 
 
 @app.command()
+def compare(
+    data: Annotated[list[Path], typer.Argument(help=".h5ad files with raw counts.")],
+    likelihoods: Annotated[
+        str,
+        typer.Option(
+            help="Names between commas; options as in negative_binomial:mean=free."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write, or to go on with.")],
+    models: Annotated[str, typer.Option(help="vae, gmvae or both.")] = MODEL.model,
+    clusters: Annotated[
+        int | None,
+        typer.Option(help=f"Of a gmvae; default: {MODEL.n_clusters}."),
+    ] = None,
+    posterior: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of a gmvae: shared or conditional; default: {MODEL.posterior}."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Fits of each.")] = 5,
+    splits: Annotated[
+        int, typer.Option(help="Random splits, without a split key.")
+    ] = 1,
+    latent_size: Annotated[int, typer.Option(help="Dimensions.")] = MODEL.n_latent,
+    hidden_sizes: Annotated[
+        str, typer.Option(help="Widths of the hidden layers.")
+    ] = ",".join(map(str, MODEL.hidden_sizes)),
+    epochs: Annotated[
+        int | None, typer.Option(help="At the most; default: about 6,000 steps.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Cells a step.")] = TRAIN.batch_size,
+    learning_rate: Annotated[
+        float, typer.Option(help="At its peak.")
+    ] = TRAIN.learning_rate,
+    samples: Annotated[int, typer.Option(help="Importance samples.")] = 100,
+    score_key: Annotated[
+        str | None,
+        typer.Option(help="obs column with labels to score clusters by; only scores."),
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer; default: X.")] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column.")] = None,
+    genes: Annotated[
+        str | None, typer.Option(help="Boolean var column of the genes to use.")
+    ] = None,
+    split_key: Annotated[
+        str | None, typer.Option(help="obs column: train, validation, test.")
+    ] = None,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of cells set aside, without a split key.")
+    ] = TRAIN.test_fraction,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="LIKELIHOOD/MODEL to compare with; default: the best."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The first one.")] = TRAIN.seed,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Compare likelihoods and models on the same held-out cells; goes on if stopped."""
+    kinds = _between_commas(models)
+    config = ModelConfig(
+        **_mixture("gmvae" if "gmvae" in kinds else "vae", clusters, posterior),
+        n_latent=latent_size,
+        hidden_sizes=_sizes(hidden_sizes),
+    )
+    train_config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+    names = [path.stem for path in data]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"found data sets named {', '.join(twice)} twice, expected each once and "
+            "names that differ, leave one out or rename it"
+        )
+    from scvae_jax import comparison, counts
+
+    found = comparison.compare(
+        {path.stem: counts.read_h5ad(path) for path in data},
+        likelihoods=_between_commas(likelihoods),
+        out=out,
+        models=kinds,
+        seeds=seeds,
+        splits=splits,
+        config=config,
+        train_config=train_config,
+        layer=layer,
+        batch_key=batch_key,
+        genes=genes,
+        split_key=split_key,
+        score_key=score_key,
+        n_samples=samples,
+        reference=reference,
+        overwrite=overwrite,
+    )
+    if as_json:
+        figures = json.loads((found.folder / "table.json").read_text(encoding="utf-8"))
+        _print(figures | {"out": str(out)}, as_json)
+        return
+    _print_ranks(found.ranks)
+    for remark in found.remarks:
+        print(f"note: {remark}")
+    print(f"see {out}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path(
         "scvae_demo"
@@ -312,7 +424,7 @@ def _mixture(model: str, clusters: int | None, posterior: str | None) -> dict[st
     if model == "vae" and given:
         raise InputError(
             "found --clusters or --posterior for a vae, expected them with a gmvae "
-            "alone, choose --model gmvae"
+            "alone, choose a gmvae"
         )
     if model == "gmvae" and clusters is None:
         warnings.warn(
@@ -334,17 +446,8 @@ def _sizes(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _likelihood_options(pairs: list[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(
-                f"found likelihood option {pair!r}, expected NAME=VALUE, "
-                "write it like dispersion=gene_cell"
-            )
-        options[name] = int(value) if value.lstrip("-").isdigit() else value
-    return options
+def _between_commas(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _check_free_file(path: Path, overwrite: bool) -> None:
@@ -384,6 +487,37 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
         # as Text, so that brackets in a path are not read as markup
         table.add_row(name.replace("_", " "), Text(text))
     Console(soft_wrap=True).print(table)
+
+
+def _print_ranks(ranks: Any) -> None:
+    """The main columns of a comparison, for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    formats = {
+        "data": "{}",
+        "likelihood": "{}",
+        "model": "{}",
+        "rank": "{:.0f}",
+        "comparable_bound": "{:.2f}",
+        "difference": "{:.2f}",
+        "low": "{:.2f}",
+        "high": "{:.2f}",
+        "share_explained": "{:.3f}",
+        "ari": "{:.3f}",
+        "stability": "{:.3f}",
+    }
+    shown = [name for name in formats if ranks[name].notna().any()]
+    table = Table(*(name.replace("_", " ") for name in shown), box=None)
+    for row in ranks[shown].to_dict("records"):
+        # None and not a number are what is not equal to itself, or nothing
+        cells = [
+            "" if value is None or value != value else formats[name].format(value)
+            for name, value in row.items()
+        ]
+        table.add_row(*map(Text, cells))
+    Console(soft_wrap=True, width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -312,6 +313,30 @@ class DataConfig:
             "error, round or allow",
             "choose one of these",
         )
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options of a likelihood from text.
+
+    Args:
+        pairs: each NAME=VALUE; a value of digits is a whole number.
+
+    Returns:
+        The options.
+
+    Raises:
+        InputError: for what is no pair.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(
+                f"found likelihood option {pair!r}, expected NAME=VALUE, "
+                "write it like dispersion=gene_cell"
+            )
+        options[name] = int(value) if value.lstrip("-").isdigit() else value
+    return options
 
 
 def to_json(config: Any) -> dict[str, Any]:

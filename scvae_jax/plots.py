@@ -91,6 +91,80 @@ def cluster_sweep(table: Any, path: str | Path) -> None:
     figure.savefig(Path(path), dpi=130)
 
 
+def differences(ranks: Any, path: str | Path) -> None:
+    """Draw differences of bounds to a reference, with their 95 % intervals.
+
+    Args:
+        ranks: `Comparison.ranks` of `scvae_jax.compare`; a panel for each data set and
+            kind of likelihood.
+        path: of the PNG file to write.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    ranks = ranks[ranks["difference"].notna()]
+    panels = list(ranks.groupby(["data", "ranked_with"], sort=False))
+    heights = [1.0 + 0.34 * len(rows) for _, rows in panels]
+    figure = _figure(5.0 + _width_of_names(ranks), sum(heights) + 0.3)
+    every = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for axes, ((data, kind), rows) in zip(every[:, 0], panels, strict=True):
+        place = np.arange(len(rows))
+        difference = rows["difference"].to_numpy(dtype=float)
+        # without an interval, a bar of no length
+        ends = rows[["low", "high"]].to_numpy(dtype=float)
+        ends = np.where(np.isnan(ends), difference[:, None], ends)
+        spread = np.abs(ends - difference[:, None]).T
+        axes.axvline(0.0, color="lightgrey", zorder=0)
+        axes.errorbar(difference, place, xerr=spread, fmt="o", capsize=3)
+        axes.set(yticks=place, yticklabels=rows["likelihood"] + ", " + rows["model"])
+        axes.set(ylim=(len(rows) - 0.5, -0.5), title=f"{data} ({kind})")
+        axes.set(xlabel=f"difference to {rows['reference'].iloc[0]}, nats per cell")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(path), dpi=130)
+
+
+def bounds_and_clusters(table: Any, path: str | Path) -> None:
+    """Draw the bound of each fit against its agreement with labels.
+
+    Args:
+        table: `Comparison.table` of `scvae_jax.compare`; a panel for each data set and
+            kind of likelihood. Without labels, clusters are held against those of other
+            seeds.
+        path: of the PNG file to write.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    score = "stability" if table["ari"].isna().all() else "ari"
+    name = {"ari": "ARI to labels", "stability": "ARI between seeds (median)"}[score]
+    table = table[table[score].notna() & table["comparable_bound"].notna()]
+    panels = list(table.groupby(["data", "ranked_with"], sort=False))
+    figure = _figure(5.0 + _width_of_names(table), 3.8 * len(panels))
+    every = figure.subplots(len(panels), 1, squeeze=False)
+    for axes, ((data, kind), rows) in zip(every[:, 0], panels, strict=True):
+        entries = rows.groupby(["likelihood", "model"], sort=False)
+        for number, ((likelihood, model), fits) in enumerate(entries):
+            axes.scatter(
+                fits["comparable_bound"].astype(float),
+                fits[score].astype(float),
+                color=f"C{number % 10}",
+                marker={"vae": "o"}.get(model, "s"),
+                label=f"{likelihood}, {model}",
+            )
+        axes.set(xlabel="bound on log p(x), nats per cell", ylabel=name)
+        lowest = min(0.0, float(rows[score].min()))
+        axes.set(title=f"{data} ({kind})", ylim=(lowest - 0.05, 1.05))
+        axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(path), dpi=130)
+
+
+def _width_of_names(table: Any) -> float:
+    """Inches that "likelihood, model" takes beside a picture."""
+    longest = (table["likelihood"] + ", " + table["model"]).str.len().max()
+    return 0.5 + 0.08 * longest
+
+
 def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

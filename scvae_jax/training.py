@@ -163,7 +163,7 @@ def fit_many(
         layer, batch_key, size_factor_key, genes, split_key, fractional
     )
     data = prepare(adata, data_config, support=likelihood.support)
-    split = _split(data, data_config, train_config)
+    split = split_cells(data, train_config, data_config.split_key)
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
 
     def build(chosen: dict[str, Array]) -> Model:
@@ -177,7 +177,7 @@ def fit_many(
         seeds=tuple(fit_config.seed for _, fit_config in configs),
         settings=_values(configs, settings or {}),
         train=cells_to_device(data, split == "train"),
-        profiles=(_profile(data.x, split == "train"),),
+        profiles=(mean_profile(data.x, split == "train"),),
         held_out=cells_to_device(data, split == "validation"),
         optimizer=optimizer,
         kl_weight=kl_weight,
@@ -282,9 +282,22 @@ def _configs(
     return found
 
 
-def _split(
-    data: CountData, data_config: DataConfig, train_config: TrainConfig
+def split_cells(
+    data: CountData, train_config: TrainConfig, split_key: str | None = None
 ) -> np.ndarray:
+    """The part of the split that each cell belongs to.
+
+    Args:
+        data: validated cells; where they have no split it is drawn.
+        train_config: the fractions, and the seed of the draw.
+        split_key: the obs column of the split, for messages.
+
+    Returns:
+        [n] train, validation or test.
+
+    Raises:
+        InputError: without training or without validation cells.
+    """
     split = data.split
     if split is None:
         split = random_split(
@@ -296,8 +309,8 @@ def _split(
     counts = {part: int((split == part).sum()) for part in ("train", "validation")}
     if min(counts.values()) == 0:
         where = (
-            f"obs column {data_config.split_key!r}"
-            if data_config.split_key
+            f"obs column {split_key!r}"
+            if split_key
             else (f"a random split of {len(split)} cells")
         )
         raise InputError(
@@ -307,8 +320,18 @@ def _split(
     return split
 
 
-def _profile(x: scipy.sparse.csr_matrix, where: np.ndarray) -> tuple[np.ndarray, int]:
-    """Mean [G] of some of the cells, and their number."""
+def mean_profile(
+    x: scipy.sparse.csr_matrix, where: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Mean of some of the cells, and their number.
+
+    Args:
+        x: [n, G].
+        where: [n] which of them.
+
+    Returns:
+        [G], and the number.
+    """
     n = int(where.sum())
     return (where.astype(np.float64) @ x / n).astype(np.float32), n
 

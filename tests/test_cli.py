@@ -346,13 +346,14 @@ def test_demo(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["--help"], ["train", "evaluate", "apply", "demo"]),
+        (["--help"], ["train", "evaluate", "apply", "compare", "demo"]),
         (
             ["train", "--help"],
             ["--latent-size", "--fractional", "--json", "--clusters"],
         ),
         (["evaluate", "--help"], ["--score-key", "--samples", "--json"]),
         (["apply", "--help"], ["--missing-genes", "--out", "--overwrite"]),
+        (["compare", "--help"], ["--likelihoods", "--models", "--seeds", "--json"]),
         (["demo", "--help"], ["--epochs", "--seed"]),
     ],
 )
@@ -383,6 +384,8 @@ def test_help(command, arguments, texts, tmp_path):
         (["evaluate", "run"], "Missing argument"),
         (["evaluate", "run", "cells.h5ad", "--samples", "many"], "'--samples'"),
         (["apply", "run", "cells.h5ad"], "Missing option '--out'"),
+        (["compare", "cells.h5ad", "--out", "c"], "Missing option '--likelihoods'"),
+        (["compare", "--likelihoods", "poisson", "--out", "c"], "Missing argument"),
         (["demo", "here"], "unexpected extra argument"),
     ],
 )

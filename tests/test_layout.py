@@ -14,9 +14,13 @@ PACKAGE = Path(scvae_jax.__file__).parent
 ORDER = (
     "__init__",
     "cli",
+    "comparison",
     "plots",
+    "ledger",
+    "ranking",
     "analysis",
     "evaluation",
+    "baselines",
     "training",
     "phases",
     "epochs",

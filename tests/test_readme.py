@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -21,6 +21,10 @@ def test_example_runs(code, tmp_path, monkeypatch):
     exec(code, names)
     if "adata" in names:
         assert names["fitted"].history
+    if "sv.compare" in code:
+        assert names["found"].ranks["rank"].tolist() == [1, 2]
+        assert names["found"].ranks["low"].notna().tolist() == [False, True]
+        assert (tmp_path / "comparison" / "differences.png").exists()
     if "fit_many" in code:
         found = names["adata"].obs
         assert {"scvae_cluster", "scvae_cluster_confidence"} <= set(found)

@@ -1,0 +1,608 @@
+"""Likelihoods and models compared on the same held-out cells."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from scvae_jax import plots
+from scvae_jax.baselines import null_log_prob, totals_log_prob
+from scvae_jax.checkpoints import Fitted, versions
+from scvae_jax.config import (
+    DataConfig,
+    InputError,
+    InputWarning,
+    ModelConfig,
+    TrainConfig,
+    check_count,
+    listing,
+    parse_options,
+    to_json,
+)
+from scvae_jax.counts import CountData, obs_column, prepare
+from scvae_jax.epochs import ALIVE
+from scvae_jax.evaluation import CellBounds, cell_bounds, kmeans, scores
+from scvae_jax.ledger import PICTURES, fit_name, open_folder, read_fit, whole, write_fit
+from scvae_jax.likelihoods import Likelihood
+from scvae_jax.models import from_config, named_likelihood
+from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
+from scvae_jax.training import cells_to_device, fit_many, split_cells
+
+FORMAT = 1
+OF_MIXTURES = ("n_clusters", "posterior", "mixture_weights", "component_covariance")
+# what a fit that failed has no value for, in the order of the table
+FIGURES = (
+    "n_samples",
+    "elbo",
+    "importance_weighted_bound",
+    "importance_weighted_bound_se",
+    "log_likelihood",
+    "kl_z",
+    "kl_y",
+    "log_prob_total",
+    "comparable_bound",
+    "null_log_likelihood",
+    "share_explained",
+    "ari",
+    "nmi",
+    "oracle_k",
+    "n_labels",
+    "n_scored",
+    "n_clusters",
+    "clusters_used",
+    "stability",
+    "epochs",
+    "best_epoch",
+    "skipped_steps",
+    "seconds",
+    "compile_seconds",
+)
+# what is ranked together, and what its data must be
+SUPPORTS = {"counts": "counts", "binary": "binary", "densities": "real"}
+
+
+class Comparison(NamedTuple):
+    """What `compare` found.
+
+    Attributes:
+        table: a row for each fit.
+        ranks: a row for each data set, likelihood and model, best first.
+        remarks: what a reader of the two must know.
+        folder: where all of it is.
+    """
+
+    table: pd.DataFrame
+    ranks: pd.DataFrame
+    remarks: tuple[str, ...]
+    folder: Path
+
+
+class Cells(NamedTuple):
+    """A data set and one split of it.
+
+    Attributes:
+        name: of the data set.
+        data: validated cells.
+        labels: [n] strings, missing ones None; None without a score key.
+        split: the seed that drew it, or the key that names it.
+        train: [n] which cells are for training.
+        held_out: [n] which cells are looked at.
+        part: of the split that these are.
+        seed: of the draw.
+    """
+
+    name: str
+    data: CountData
+    labels: np.ndarray | None
+    split: int | str
+    train: np.ndarray
+    held_out: np.ndarray
+    part: str
+    seed: int
+
+
+def compare(
+    adata: anndata.AnnData | Mapping[str, anndata.AnnData],
+    *,
+    likelihoods: Sequence[str],
+    out: str | Path,
+    models: Sequence[str] = ("vae",),
+    seeds: int = 5,
+    splits: int = 1,
+    config: ModelConfig | None = None,
+    train_config: TrainConfig | None = None,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    genes: str | None = None,
+    split_key: str | None = None,
+    score_key: str | None = None,
+    n_samples: int = 100,
+    reference: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Comparison:
+    """Compare likelihoods and models on the same held-out cells.
+
+    Every data set x likelihood x model x seed (x split) is fitted, all seeds of one in
+    one compiled program, and evaluated on the same cells: test cells if there are any,
+    else validation cells. A fit is written as soon as it is done: the same call goes on
+    where it was stopped, and with more likelihoods, models, seeds, splits or data sets
+    runs what is missing. The tables hold what the call asks for.
+
+    Entries are ranked only where their nats compare: on the same cells and genes, and
+    counts apart from binary data and from densities. Library means condition on the
+    total of a cell; log p(total), fitted to training cells, is added to them in
+    `comparable_bound`.
+
+    Args:
+        adata: cells by genes, or several of them by name; left as they are.
+        likelihoods: names, with options as in "negative_binomial:mean=free" or
+            "negative_binomial:dispersion=gene_cell:mean=free".
+        out: the folder to write, or to go on with.
+        models: "vae", "gmvae" or both.
+        seeds: number of fits of each; from `train_config.seed` on.
+        splits: number of random splits, where there is no split key; from
+            `train_config.seed` on.
+        config: all else about the models; its model and likelihood are not used.
+        train_config: how they are fitted.
+        layer: layer with the counts; None for X.
+        batch_key: obs column with the batch of a cell.
+        genes: boolean var column of the genes to use; None for all.
+        split_key: obs column with train, validation and test; None: drawn by seed.
+        score_key: obs column with labels, to score clusters by; only scores.
+        n_samples: decodes of each cell: importance samples, a K-th of them where each
+            takes K decodes (a gmvae with posterior="conditional").
+        reference: "likelihood/model" to take differences to; None: the best.
+        overwrite: replace a comparison that is in the folder, once the input is known
+            to be good.
+        progress: show progress on standard error.
+
+    Returns:
+        Its `table` has a row for each fit, its `ranks` one for each likelihood and
+        model, `remarks` are sentences, and `folder` has all of it, with two pictures.
+        In nats per cell, higher is better:
+
+        elbo, importance_weighted_bound (and _se, its standard error over cells),
+            log_likelihood, kl_z, kl_y.
+        comparable_bound: importance-weighted, with log_prob_total (or 0) added.
+        null_log_likelihood: of depth x the mean profile of the training cells under the
+            same family, all else of it fitted to them; given the total where the bound
+            is. share_explained: (L - L_null) / (L_best - L_null).
+        difference (of ranks): to the reference, on identical cells, over the seeds that
+            both have, with the ends low and high of its 95 % interval by a bootstrap
+            over seeds and cells; there is none with one seed.
+
+        And beside them:
+
+        ari, nmi: of a mixture's own clusters, or of k-means on the latents with as many
+            clusters as labels (`oracle_k` is true then), with n_labels and n_scored.
+        stability: median adjusted Rand index between pairs of seeds, of these clusters.
+        seconds: of training, a fit's share of its program; compile_seconds: of the
+            program. epochs, best_epoch, skipped_steps, versions, and `note` where a fit
+            failed.
+
+    Raises:
+        InputError: for data or settings that cannot be used, or a folder that holds
+            something else.
+        ImportError: without matplotlib, or without scikit-learn where clusters are
+            scored or compared.
+        FloatingPointError: if every single fit fails.
+    """
+    train_config = train_config or TrainConfig()
+    entries = _entries(likelihoods, models, config or ModelConfig())
+    check_count("seeds", seeds, 1, 2**10)
+    check_count("splits", splits, 1, 2**10)
+    check_count("n_samples", n_samples, 1)
+    names = [entry_name(*key) for key in entries]
+    if reference is not None and reference not in names:
+        raise InputError(
+            f"found reference {reference!r}, expected one of {listing(names, 30)}, "
+            "choose one of these"
+        )
+    if split_key is not None and splits > 1:
+        raise InputError(
+            f"found {splits} splits and split key {split_key!r}, expected one of the "
+            "two, leave one out"
+        )
+    _expect_packages("gmvae" in models and seeds > 1 or score_key is not None)
+    data_config = DataConfig(layer, batch_key, None, genes, split_key)
+    sources = adata if isinstance(adata, Mapping) else {"data": adata}
+    if not sources or not all(isinstance(name, str) for name in sources):
+        raise InputError(
+            f"found data sets {listing(sources)}, expected one or more by name, "
+            "pass an AnnData object or a dict of them"
+        )
+    parts = []
+    for name, source in sources.items():
+        try:
+            data, labels = _prepare(source, data_config, score_key, entries)
+            parts += _split(
+                name, data, labels, data_config, train_config, splits, entries
+            )
+        except InputError as error:
+            raise InputError(f"{error} (in data set {name})") from None
+    settings = _settings(parts, config or ModelConfig(), train_config, data_config)
+    if "gmvae" not in models:
+        del settings["gmvae"]
+    settings |= {"score_key": score_key, "n_samples": n_samples}
+    folder = Path(out).absolute()
+    settings = open_folder(folder, settings, overwrite)
+
+    numbers = range(train_config.seed, train_config.seed + seeds)
+    jobs = [(cells, *key) for cells in parts for key in entries]
+    files, given = [], {}
+    for number, (cells, label, model) in enumerate(jobs, start=1):
+        key = cells.name, label, model, cells.split
+        paths = {seed: folder / "fits" / fit_name((*key, seed)) for seed in numbers}
+        files += paths.values()
+        missing = [seed for seed, path in paths.items() if not path.exists()]
+        if not missing:
+            continue
+        if progress:
+            print(
+                f"[{number} of {len(jobs)}] {cells.name}, {label}, {model}, split "
+                f"{cells.split}, seeds {listing(missing)}",
+                file=sys.stderr,
+            )
+        model_config = entries[label, model]
+        fits = _fit(
+            sources[cells.name],
+            model_config,
+            dataclasses.replace(train_config, seed=cells.seed),
+            data_config,
+            missing,
+            progress,
+        )
+        # what is not of the model serves both
+        family = cells.name, cells.split, label
+        if family not in given:
+            given[family] = _given(cells, model_config)
+        done = _evaluate(
+            cells,
+            label,
+            model_config,
+            fits,
+            given[family],
+            n_samples,
+            missing,
+            score_key,
+        )
+        for seed in missing:
+            write_fit(paths[seed], done[seed])
+    return _report(folder, [read_fit(path) for path in files], settings, reference)
+
+
+def _entries(
+    likelihoods: Sequence[str], models: Sequence[str], config: ModelConfig
+) -> dict[tuple[str, str], ModelConfig]:
+    """The configuration of each likelihood (as it was written) and model."""
+    for what, given in (("likelihoods", likelihoods), ("models", models)):
+        if isinstance(given, str) or not given or len(set(given)) < len(given):
+            raise InputError(
+                f"found {what} {given if isinstance(given, str) else listing(given)}, "
+                "expected a list of one or more, each once, change it"
+            )
+    entries = {}
+    for label in likelihoods:
+        name, *options = label.split(":")
+        for model in models:
+            entries[label, model] = dataclasses.replace(
+                config,
+                model=model,
+                likelihood=name,
+                likelihood_options=parse_options(options),
+            )
+            named_likelihood(entries[label, model])
+    return entries
+
+
+def _expect_packages(clusters: bool) -> None:
+    """Fail before the work and not after it."""
+    needed = {"matplotlib": "pictures"} | ({"sklearn": "clusters"} if clusters else {})
+    for package, purpose in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"found no {package}, expected it for {purpose}, "
+                "pip install 'scvae_jax[analysis]'"
+            )
+
+
+def _prepare(
+    source: anndata.AnnData,
+    data_config: DataConfig,
+    score_key: str | None,
+    entries: dict[tuple[str, str], ModelConfig],
+) -> tuple[CountData, np.ndarray | None]:
+    """Cells that are good for every entry, and their labels, missing ones None."""
+    named = [(config, named_likelihood(config)) for config in entries.values()]
+    for kind in dict.fromkeys(_kind(likelihood) for _, likelihood in named):
+        data = prepare(source, data_config, support=SUPPORTS[kind])
+    for config, likelihood in named:
+        sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
+        from_config(config, likelihood, **sizes)
+    if score_key is None:
+        return data, None
+    column = obs_column(source, score_key, "scores")
+    labels = column.astype(str).to_numpy(dtype=object)
+    return data, np.where(column.notna(), labels, None)
+
+
+def _kind(likelihood: Likelihood) -> str:
+    """What a likelihood is ranked with: the nats of other kinds do not compare."""
+    return {"binary": "binary", "real": "densities"}.get(likelihood.support, "counts")
+
+
+def _conditions(config: ModelConfig) -> bool:
+    """Whether a bound is one given the total of a cell."""
+    mean = config.likelihood_options.get("mean", "library")
+    return _kind(named_likelihood(config)) == "counts" and mean == "library"
+
+
+def _split(
+    name: str,
+    data: CountData,
+    labels: np.ndarray | None,
+    data_config: DataConfig,
+    train_config: TrainConfig,
+    splits: int,
+    entries: dict[tuple[str, str], ModelConfig],
+) -> list[Cells]:
+    """A data set and each of its splits."""
+    key = data_config.split_key
+    n_clusters = [c.n_clusters for c in entries.values() if c.model == "gmvae"]
+    found = []
+    for seed in range(train_config.seed, train_config.seed + splits):
+        drawn = dataclasses.replace(train_config, seed=seed)
+        split = split_cells(data, drawn, key)
+        part = "test" if (split == "test").any() else "validation"
+        train, held_out = split == "train", split == part
+        if n_clusters and n_clusters[0] > train.sum():
+            raise InputError(
+                f"found n_clusters={n_clusters[0]} for {train.sum()} training cells, "
+                "expected fewer clusters than cells, ask for fewer"
+            )
+        if labels is not None:
+            kinds = {label for label in labels[held_out] if label is not None}
+            if len(kinds) < 2:
+                raise InputError(
+                    f"found {len(kinds)} label among the {part} cells "
+                    f"({listing(sorted(kinds))}), expected two or more, as agreement "
+                    "is undefined, choose another score key"
+                )
+        where = seed if key is None else key
+        found.append(Cells(name, data, labels, where, train, held_out, part, seed))
+    return found
+
+
+def _settings(
+    parts: Sequence[Cells],
+    config: ModelConfig,
+    train_config: TrainConfig,
+    data_config: DataConfig,
+) -> Row:
+    """What all fits of a folder share, as JSON gives it back."""
+    of_model, of_train = to_json(config), to_json(train_config)
+    # the axes of the table are no settings
+    for name in ("model", "likelihood", "likelihood_options"):
+        del of_model[name]
+    del of_train["seed"]
+    settings = {
+        "format": FORMAT,
+        "data": _fingerprints(parts),
+        "gmvae": {name: of_model.pop(name) for name in OF_MIXTURES},
+        "model": of_model,
+        "train": of_train,
+        "source": to_json(data_config),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _fingerprints(parts: Sequence[Cells]) -> dict[str, str]:
+    """What tells each data set from another, or from itself changed."""
+    found: dict[str, str] = {}
+    for cells in parts:
+        if cells.name in found:
+            continue
+        data, digest = cells.data, hashlib.sha256()
+        for array in (data.x.data, data.x.indices, data.x.indptr, data.batch):
+            digest.update(np.ascontiguousarray(array))
+        texts = [data.genes.tolist(), data.cells.tolist(), list(data.batches)]
+        for array in (data.split, cells.labels):
+            texts.append(None if array is None else array.tolist())
+        digest.update(json.dumps(texts).encode())
+        same = [name for name, other in found.items() if other == digest.hexdigest()]
+        if same:
+            raise InputError(
+                f"found the same cells as {same[0]} and as {cells.name}, expected each "
+                "data set once, leave one out"
+            )
+        found[cells.name] = digest.hexdigest()
+    return found
+
+
+def _fit(
+    source: anndata.AnnData,
+    config: ModelConfig,
+    train_config: TrainConfig,
+    data_config: DataConfig,
+    seeds: Sequence[int],
+    progress: bool,
+) -> tuple[Fitted, ...]:
+    """The fits of one program that did not fail."""
+    with warnings.catch_warnings():
+        # what fits warn of, the table says
+        warnings.simplefilter("ignore", InputWarning)
+        try:
+            fitted = fit_many(
+                source,
+                config,
+                train_config,
+                seeds=seeds,
+                layer=data_config.layer,
+                batch_key=data_config.batch_key,
+                genes=data_config.genes,
+                split_key=data_config.split_key,
+                progress=progress,
+            )
+        except FloatingPointError:
+            return ()
+    return fitted, *fitted.alternatives
+
+
+def _evaluate(
+    cells: Cells,
+    label: str,
+    config: ModelConfig,
+    fits: Sequence[Fitted],
+    given: tuple[np.ndarray, np.ndarray],
+    n_samples: int,
+    seeds: Sequence[int],
+    score_key: str | None,
+) -> dict[int, Fit]:
+    """What is found of each seed of one program, be it that the fit failed."""
+    identity = _identity(cells, label, config)
+    failed = identity | {"note": "it ended early, or its bounds are not finite"}
+    found = {seed: Fit(failed | {"seed": seed}, {}) for seed in seeds}
+    if not fits:
+        return found
+    total, null = given
+    on_device = cells_to_device(cells.data, cells.held_out)
+    if config.model == "gmvae" and config.posterior == "conditional":
+        n_samples = max(1, n_samples // config.n_clusters)
+    all_epochs = sum(fit.summary["epochs"] for fit in fits)
+    for fit in fits:
+        # with the model of the first, whose program serves all
+        bounds = cell_bounds(fits[0].model, fit.params, on_device, n_samples=n_samples)
+        per_cell = {name: getattr(bounds, name) for name in CellBounds._fields[1:-1]}
+        if not all(np.isfinite(value).all() for value in per_cell.values()):
+            continue
+        codes, clusters = _clusters(cells, config, bounds, score_key)
+        seed, summary = fit.train_config.seed, fit.summary
+        n_cells, bound = len(total), per_cell["importance_weighted_bound"]
+        row = identity | clusters | {"seed": seed, "n_samples": n_samples}
+        row |= {n: float(v.mean(dtype=np.float64)) for n, v in per_cell.items()}
+        if n_cells > 1:
+            spread = float(bound.std(ddof=1, dtype=np.float64))
+            row["importance_weighted_bound_se"] = spread / n_cells**0.5
+        row |= {
+            "log_prob_total": float(total.mean()),
+            "null_log_likelihood": float(null.mean(dtype=np.float64)),
+            "epochs": summary["epochs"],
+            "best_epoch": summary["best_epoch"],
+            "skipped_steps": summary["skipped_steps"],
+            "seconds": summary["seconds"] * summary["epochs"] / all_epochs,
+            "compile_seconds": summary["compile_seconds"],
+        }
+        per_cell |= {"log_prob_total": total, "null_log_prob": null, "cluster": codes}
+        per_cell["cell"] = np.flatnonzero(cells.held_out)
+        found[seed] = Fit(row, per_cell)
+    return found
+
+
+def _identity(cells: Cells, label: str, config: ModelConfig) -> Row:
+    """All columns of the table; those that a fit decides are empty."""
+    return {
+        "data": cells.name,
+        "likelihood": label,
+        "model": config.model,
+        "seed": None,
+        "split": cells.split,
+        "part": cells.part,
+        "n_cells": int(cells.held_out.sum()),
+        "ranked_with": _kind(named_likelihood(config)),
+        "conditions_on_total": _conditions(config),
+        **dict.fromkeys(FIGURES),
+        "versions": " ".join(f"{name}={v}" for name, v in versions().items()),
+        "note": None,
+    }
+
+
+def _given(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Log p(total) [n] that a bound lacks, and the null model's log-probability [n]."""
+    if _kind(named_likelihood(config)) != "counts":
+        null = null_log_prob(
+            named_likelihood(config), cells.data, cells.train, cells.held_out
+        )
+        return np.zeros(len(null)), null
+    # the mean of the null is depth x profile, whatever that of the family
+    options = config.likelihood_options | {"mean": "library"}
+    family = dataclasses.replace(config, likelihood_options=options)
+    null = null_log_prob(
+        named_likelihood(family), cells.data, cells.train, cells.held_out
+    )
+    total = totals_log_prob(cells.data, cells.train, cells.held_out)
+    if _conditions(config):
+        return total, null
+    return np.zeros(len(null)), null + total
+
+
+def _clusters(
+    cells: Cells, config: ModelConfig, bounds: CellBounds, score_key: str | None
+) -> tuple[np.ndarray, Row]:
+    """Clusters [n] of the cells, -1 for none, and their scores."""
+    codes, row = np.full(len(bounds.latent), -1), {}
+    if config.model == "gmvae":
+        codes = bounds.probabilities.argmax(axis=1)
+        share = np.bincount(codes, minlength=config.n_clusters) / len(codes)
+        row["n_clusters"] = config.n_clusters
+        row["clusters_used"] = int((share >= ALIVE).sum())
+    if cells.labels is None:
+        return codes, row
+    labels = cells.labels[cells.held_out]
+    known = np.array([label is not None for label in labels])
+    names = labels[known].astype(str)
+    if config.model != "gmvae":
+        codes[known] = kmeans(bounds.latent[known], len(np.unique(names)))
+    row["oracle_k"] = config.model != "gmvae"
+    return codes, row | scores(codes[known], names, score_key)
+
+
+def _report(
+    folder: Path, fits: Sequence[Fit], settings: Row, reference: str | None
+) -> Comparison:
+    """Write the tables and pictures."""
+    rows = tabulate(fits)
+    ranks = rank(fits, rows, reference)
+    said = remarks(fits, ranks)
+    table, ranked = pd.DataFrame(rows), pd.DataFrame(ranks)
+    drawn = {
+        "differences.png": lambda path: plots.differences(ranked, path),
+        "clusters.png": lambda path: plots.bounds_and_clusters(table, path),
+    }
+    if table[["ari", "stability"]].isna().all(axis=None):
+        said.append(
+            "there are no clusters to draw: they need a score key, or a gmvae and two "
+            "seeds or more"
+        )
+        del drawn["clusters.png"]
+    if table["comparable_bound"].isna().all():
+        drawn = {}
+    for name, frame in (("table.csv", table), ("ranks.csv", ranked)):
+        with whole(folder / name) as part:
+            frame.to_csv(part, index=False)
+    found = {"settings": settings, "rows": rows, "ranks": ranks, "remarks": said}
+    with whole(folder / "table.json") as part:
+        text = json.dumps(found, indent=1, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
+    for name in PICTURES:
+        if name not in drawn:
+            # one of an earlier call, that shows other rows
+            (folder / name).unlink(missing_ok=True)
+            continue
+        with whole(folder / name) as part:
+            drawn[name](part)
+    if not drawn:
+        raise FloatingPointError(
+            f"found that all {len(fits)} fits ended early, expected finite gradients "
+            "and bounds, lower the learning rate or look for extreme counts"
+        )
+    return Comparison(table, ranked, tuple(said), folder)

@@ -1,0 +1,165 @@
+"""The folder of a comparison: what is finished stays, and is read again.
+
+comparison.json  settings and what the data was; a run with others is refused
+fits/            figures of each cell, one .npz for each fit, whole or not there
+table.csv        a row for each fit
+ranks.csv        a row for each likelihood and model, with differences and intervals
+table.json       both, and remarks
+differences.png  differences in nats per cell with their intervals
+clusters.png     bound against clusters
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scvae_jax.config import InputError, listing
+from scvae_jax.ranking import Fit, Row
+
+SETTINGS = "comparison.json"
+TABLES = ("table.csv", "ranks.csv", "table.json")
+PICTURES = ("differences.png", "clusters.png")
+
+
+def open_folder(folder: Path, settings: Row, overwrite: bool) -> Row:
+    """Make the folder, or go on with one of the same settings.
+
+    Args:
+        folder: its path.
+        settings: JSON values. Those in a dict, such as the digests of data sets by
+            name, may be added to, and what is not used now stays.
+        overwrite: replace a comparison that is there.
+
+    Returns:
+        The settings that the folder now has.
+
+    Raises:
+        InputError: if something else is there, or a comparison of other settings.
+    """
+    marker = folder / SETTINGS
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        known = _read_settings(marker)
+        if known is None:
+            raise InputError(
+                f"found {folder}, which is not a comparison, expected a new path or "
+                "one that is, choose another path"
+            )
+        changed = _changed(known, settings)
+        if changed and not overwrite:
+            raise InputError(
+                f"found a comparison at {folder} with other settings "
+                f"({listing(changed)}), expected the same to go on with, choose "
+                "another path or replace it (overwrite=True, --overwrite)"
+            )
+        if overwrite:
+            shutil.rmtree(folder / "fits", ignore_errors=True)
+            for name in (*TABLES, *PICTURES):
+                (folder / name).unlink(missing_ok=True)
+        else:
+            settings = known | {
+                name: known.get(name, {}) | value if isinstance(value, dict) else value
+                for name, value in settings.items()
+            }
+    (folder / "fits").mkdir(parents=True, exist_ok=True)
+    with whole(marker) as part:
+        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return settings
+
+
+def _read_settings(path: Path) -> Row | None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    mine = isinstance(known, dict) and {"format", "data", "n_samples"} <= set(known)
+    return known if mine else None
+
+
+def _changed(known: Row, settings: Row) -> list[str]:
+    """The settings that differ; what only one of the two has does not."""
+    found = []
+    for name, value in settings.items():
+        old = known.get(name, value)
+        if isinstance(value, dict) and isinstance(old, dict):
+            inner = _changed(old, value)
+            # a digest tells nobody anything
+            found += ["the cells themselves"] if inner and name == "data" else inner
+        elif old != value:
+            found.append(f"{name}={old!r}, now {value!r}")
+    return found
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, so that a file appears whole or not at all.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        A path that takes the place of `path` at the end, or is gone after an error.
+    """
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def fit_name(key: tuple[str, str, str, int | str, int]) -> str:
+    """Name of the file of a fit.
+
+    Args:
+        key: data set, likelihood, model, split and seed.
+
+    Returns:
+        A name that can be read, and a digest that tells apart what looks alike.
+    """
+    digest = hashlib.sha256(json.dumps(key).encode())
+    data, likelihood, model, split, seed = key
+    words = (data, likelihood, model, f"split-{split}", f"seed-{seed}")
+    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words))[:120]
+    return f"{readable}-{digest.hexdigest()[:8]}.npz"
+
+
+def write_fit(path: Path, fit: Fit) -> None:
+    """Write a fit to a file.
+
+    Args:
+        path: of the file.
+        fit: what was found.
+    """
+    with whole(path) as part:
+        np.savez(part, row=np.array(json.dumps(fit.row)), **fit.cells)
+
+
+def read_fit(path: Path) -> Fit:
+    """Read a fit from its file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        What `write_fit` wrote.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as saved:
+            arrays = {name: saved[name] for name in saved.files}
+        return Fit(json.loads(str(arrays.pop("row"))), arrays)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"found a damaged file at {path} ({error}), expected the figures of a fit, "
+            "remove it and compare again"
+        ) from None

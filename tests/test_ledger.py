@@ -1,0 +1,125 @@
+"""The folder of a comparison: what is whole, what goes on, what is refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from scvae_jax import ledger
+from scvae_jax.config import InputError
+from scvae_jax.ranking import Fit
+
+SETTINGS = {
+    "format": 1,
+    "data": {"one": "a"},
+    "model": {"n_latent": 2},
+    "n_samples": 10,
+}
+
+
+def test_a_fit_comes_back_as_it_was(tmp_path):
+    fit = Fit(
+        {"data": "a", "elbo": -0.1, "ari": None, "note": None},
+        {"elbo": np.array([1.5, -2.25], np.float32), "cluster": np.array([0, -1])},
+    )
+    ledger.write_fit(tmp_path / "fit.npz", fit)
+    found = ledger.read_fit(tmp_path / "fit.npz")
+    assert found.row == fit.row
+    for name, value in fit.cells.items():
+        np.testing.assert_array_equal(found.cells[name], value)
+        assert found.cells[name].dtype == value.dtype
+    assert os.listdir(tmp_path) == ["fit.npz"]
+    content = bytearray((tmp_path / "fit.npz").read_bytes())
+    for damaged in (content[:100], b"", b"text"):
+        (tmp_path / "fit.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match="found a damaged file at .*remove it"):
+            ledger.read_fit(tmp_path / "fit.npz")
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), ledger.whole(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with ledger.whole(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_names_of_files_tell_fits_apart():
+    keys = [
+        ("a b", "nb:mean=free", "vae", 0, 0),
+        ("a_b", "nb:mean=free", "vae", 0, 0),
+        ("a_b", "nb", "vae", 0, 0),
+        ("a_b", "nb", "vae", "0", 0),
+        ("a_b", "nb", "vae", 0, 1),
+        ("../" * 40, "nb", "vae", 0, 1),
+    ]
+    names = [ledger.fit_name(key) for key in keys]
+    assert len(set(names)) == len(keys)
+    assert not any("/" in name or len(name) > 140 for name in names)
+    assert names[0].startswith("a_b-nb_mean=free-vae-split-0-seed-0-")
+
+
+def test_a_folder_goes_on_and_grows(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    assert ledger.open_folder(folder, SETTINGS, False) == SETTINGS
+    (folder / "fits" / "one.npz").write_text("finished")
+    assert ledger.open_folder(folder, SETTINGS, False) == SETTINGS
+    # another data set, and settings that only a mixture has
+    more = SETTINGS | {"data": {"two": "b"}, "gmvae": {"n_clusters": 3}}
+    grown = ledger.open_folder(folder, more, False)
+    assert grown["data"] == {"one": "a", "two": "b"}
+    assert ledger.open_folder(folder, SETTINGS, False) == grown
+    assert json.loads((folder / "comparison.json").read_text()) == grown
+    assert (folder / "fits" / "one.npz").read_text() == "finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": {"n_latent": 3}}, "n_latent=2, now 3"),
+        ({"n_samples": 20}, "n_samples=10, now 20"),
+        ({"data": {"one": "b"}}, "the cells themselves"),
+    ],
+)
+def test_other_settings_are_refused_or_overwrite(tmp_path, changes, text):
+    ledger.open_folder(tmp_path, SETTINGS, False)
+    names = ["fits/one.npz", *ledger.TABLES, *ledger.PICTURES, "of the user.txt"]
+    for name in names:
+        (tmp_path / name).write_text("there")
+    with pytest.raises(
+        InputError, match=f"found a comparison at .*{text}.*--overwrite"
+    ):
+        ledger.open_folder(tmp_path, SETTINGS | changes, False)
+    assert all((tmp_path / name).read_text() == "there" for name in names)
+    settings = ledger.open_folder(tmp_path, SETTINGS | changes, True)
+    assert settings == SETTINGS | changes
+    assert sorted(os.listdir(tmp_path)) == [
+        "comparison.json",
+        "fits",
+        "of the user.txt",
+    ]
+    assert os.listdir(tmp_path / "fits") == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("there", ["file", "folder", "other", "damaged"])
+def test_what_is_no_comparison_is_left_alone(tmp_path, overwrite, there):
+    path = tmp_path / "out"
+    if there == "file":
+        path.write_text("text")
+    else:
+        path.mkdir()
+        content = {"folder": None, "other": "{}", "damaged": "{"}[there]
+        name = "notes.txt" if content is None else "comparison.json"
+        (path / name).write_text(content or "text")
+    with pytest.raises(InputError, match="which is not a comparison, expected a new"):
+        ledger.open_folder(path, SETTINGS, overwrite)
+    assert os.listdir(tmp_path) == ["out"]
+    assert path.is_file() or len(os.listdir(path)) == 1
