@@ -1,6 +1,7 @@
-"""Gene-wide products in bfloat16 against float32: held-out bounds, paired by seed.
+r"""Gene-wide products in bfloat16 against float32: held-out bounds, paired by seed.
 
-    python experiments/precision.py --data ../shared/data --out experiments/precision.json
+    python experiments/precision.py --data ../shared/data \
+        --out experiments/precision.json
 
 The same seeds, cells and settings, negative binomial, at the defaults; differences of
 held-out ELBO (bfloat16 minus float32) in nats per cell with their standard error over
