@@ -21,6 +21,8 @@ _PUBLIC = {
     "evaluate": "evaluation",
     "apply": "analysis",
     "denoise": "analysis",
+    "calibrate": "calibration",
+    "Calibration": "calibration",
     "sweep_clusters": "analysis",
     "vae": "models",
     "gmvae": "models",

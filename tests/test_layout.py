@@ -15,6 +15,7 @@ ORDER = (
     "__init__",
     "cli",
     "plots",
+    "calibration",
     "analysis",
     "evaluation",
     "training",
