@@ -39,6 +39,7 @@ _MODULES = (
     "networks",
     "objectives",
     "plots",
+    "public",
 )
 
 __all__ = [*_PUBLIC, *_MODULES]
