@@ -192,8 +192,10 @@ def calibrate(
         for name, models in fits.items():
             mean_score[name] = np.zeros(counts.shape)
             for i, model in enumerate(models):
+                # fits of one program differ in rates of dropout at the most, which is
+                # off here: one model for all, compiled once
                 found = predict(
-                    model.model,
+                    models[0].model,
                     model.params,
                     cells,
                     (index, weight),
