@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import scipy.special
 import scipy.stats
 
@@ -63,8 +64,9 @@ class Calibration(NamedTuple):
             over cells of the sum over genes of log p(x_g | x_seen), nats;
             pit_distance, the largest difference of the cumulative `pit` from uniform;
             zeros and expected_zeros, shares of all entries; variance_ratio, the
-            median over genes of observed by expected variance; totals_within_95, the
-            share of cells whose total lies within 1.96 expected standard deviations.
+            median of observed by expected variance over the genes that are seen;
+            totals_within_95, the share of cells whose total lies within 1.96 expected
+            standard deviations.
         pit: [20] shares of the randomised probability integral transform in equal bins
             from 0 to 1; 1/20 each where the model is right. An entry weighs as much as
             a non-zero was probable there, which is known before the count is: else the
@@ -145,11 +147,8 @@ def calibrate(
         [1] Czado, Gneiting & Held, Predictive model assessment for count data, 2009.
         [2] Benjamini & Hochberg, Controlling the false discovery rate, 1995.
     """
-    for name, value, most in (
-        ("n_samples", n_samples, 2**20),
-        ("batch_size", batch_size, 2**31 - 1),
-    ):
-        check_count(name, value, 1, most)
+    check_count("n_samples", n_samples, 1)
+    check_count("batch_size", batch_size, 1, 2**31 - 1)
     check_count("seed", seed, 0, 2**32 - 1)
     if not 0 < false_discovery_rate < 1:
         raise InputError(
@@ -174,79 +173,39 @@ def calibrate(
             stacklevel=2,
         )
     cells = cells_to_device(data, where)
-    positions, n_slots = batches.in_order(cells, batch_size)
-    sums = {name: np.zeros((8 + N_BINS, x.shape[1])) for name in fits}
-    scores = {
-        name: np.zeros((len(models), x.shape[1])) for name, models in fits.items()
-    }
-    pairs = list(itertools.combinations(fits, 2))
-    moments = {pair: np.zeros((2, x.shape[1])) for pair in pairs}
-    totals = {name: [] for name in fits}
-    generator = np.random.default_rng(seed)
-    for number, (index, weight) in enumerate(zip(*positions, strict=True)):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        real = weight > 0
-        counts = x[index[real]].toarray()
-        uniform = generator.random(counts.shape)
-        mean_score = {}
-        for name, models in fits.items():
-            mean_score[name] = np.zeros(counts.shape)
-            for i, model in enumerate(models):
-                # fits of one program differ in rates of dropout at the most, which is
-                # off here: one model for all, compiled once
-                found = predict(
-                    models[0].model,
-                    model.params,
-                    cells,
-                    (index, weight),
-                    n_slots,
-                    n_samples=n_samples,
-                    key=key,
-                    with_below=i == 0,
-                )
-                found = Predicted(*(part[real] for part in found))
-                mean_score[name] += found.log_prob / len(models)
-                scores[name][i] += found.log_prob.sum(axis=0, dtype=np.float64)
-                if i == 0:
-                    sums[name] += _sums(counts, found, uniform)
-                    totals[name].append(found.total)
-        for one, other in pairs:
-            difference = mean_score[other] - mean_score[one]
-            moments[one, other] += difference.sum(axis=0), (difference**2).sum(axis=0)
+    options = {"n_samples": n_samples, "batch_size": batch_size, "seed": seed}
+    measured, moments = _measure(fits, cells, x, **options)
     result = {}
-    for name, models in fits.items():
-        genes, pit = _table(sums[name], x.shape[0], data.genes)
-        cells_table = pd.DataFrame(
-            np.concatenate(totals[name]),
-            columns=["total", "expected_total", "expected_sd"],
-            index=data.cells[where],
-        )
+    for name, found in measured.items():
+        genes, pit = _table(found.sums, x.shape[0], data.genes)
+        columns = ["total", "expected_total", "expected_sd"]
+        of_cells = pd.DataFrame(found.totals, data.cells[where], columns)
         summary = {
             "n_cells": x.shape[0],
             "n_genes": x.shape[1],
             "split": chosen,
             "n_samples": n_samples,
-            "n_fits": len(models),
-            **_summary(genes, pit, cells_table),
+            "n_fits": len(fits[name]),
+            **_summary(genes, pit, of_cells),
         }
-        result[name] = Calibration(summary, pit, genes, cells_table)
+        result[name] = Calibration(summary, pit, genes, of_cells)
     fields = {}
     for name, found in result.items():
         fields[f"log_score_{name}"] = found.genes["log_score"].to_numpy()
         fields[f"pit_distance_{name}"] = found.genes["pit_distance"].to_numpy()
-    if pairs:
+    if len(fits) > 1:
         single = [name for name, models in fits.items() if len(models) == 1]
         if single:
             warnings.warn(
-                f"{listing(single)} has one fit, so preferences of genes hold for "
+                f"{listing(single)}: one fit only, so preferences of genes hold for "
                 "this fit and not for others; give what sv.fit_many returned",
                 InputWarning,
                 stacklevel=2,
             )
-        seen = np.diff(x.tocsc().indptr)
-        scores = {name: sums / x.shape[0] for name, sums in scores.items()}
+        scores = {name: found.scores / x.shape[0] for name, found in measured.items()}
+        tested = np.bincount(x.indices, minlength=x.shape[1]) >= LEAST_SEEN
         fields |= _preferences(
-            scores, moments, x.shape[0], seen >= LEAST_SEEN, false_discovery_rate
+            scores, moments, x.shape[0], tested, false_discovery_rate
         )
     _write(adata, first.genes, fields, key_added)
     return result
@@ -294,6 +253,79 @@ def _fits_of(
 def _mean_option(model: Fitted) -> str:
     """Whether the total of a cell is given or explained; scores differ for it alone."""
     return model.config.likelihood_options.get("mean", "library")
+
+
+class _Measured(NamedTuple):
+    """Sums over cells, of one model.
+
+    Attributes:
+        sums: [8 + N_BINS, G] from `_sums`.
+        scores: [n_fits, G] sums of log p(x_g | x_seen).
+        totals: [n, 3] as in `Predicted`.
+    """
+
+    sums: np.ndarray
+    scores: np.ndarray
+    totals: np.ndarray
+
+
+def _measure(
+    fits: Mapping[str, tuple[Fitted, ...]],
+    cells: CellData,
+    x: scipy.sparse.csr_matrix,
+    *,
+    n_samples: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[dict[str, _Measured], dict[tuple[str, str], np.ndarray]]:
+    """Predict all cells by all fits, a batch at a time, and sum up.
+
+    Returns:
+        The sums of each model; and of each pair of them [2, G] the sums over cells of
+        the differences in log score, fits averaged, and of their squares.
+    """
+    n_genes = x.shape[1]
+    sums = {name: np.zeros((8 + N_BINS, n_genes)) for name in fits}
+    scores = {name: np.zeros((len(models), n_genes)) for name, models in fits.items()}
+    totals = {name: [] for name in fits}
+    moments = {pair: np.zeros((2, n_genes)) for pair in itertools.combinations(fits, 2)}
+    generator = np.random.default_rng(seed)
+    positions, n_slots = batches.in_order(cells, batch_size)
+    for number, (index, weight) in enumerate(zip(*positions, strict=True)):
+        # the same halves and noise for all models: differences are of pairs
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        real = weight > 0
+        counts = x[index[real]].toarray()
+        uniform = generator.random(counts.shape)
+        mean_score = {name: np.zeros(counts.shape) for name in fits}
+        for name, models in fits.items():
+            for i, fitted in enumerate(models):
+                # fits of one program differ in rates of dropout at the most, which is
+                # off here: one model for all, compiled once
+                found = predict(
+                    models[0].model,
+                    fitted.params,
+                    cells,
+                    (index, weight),
+                    n_slots,
+                    n_samples=n_samples,
+                    key=key,
+                    with_below=i == 0,
+                )
+                found = Predicted(*(part[real] for part in found))
+                mean_score[name] += found.log_prob / len(models)
+                scores[name][i] += found.log_prob.sum(axis=0, dtype=np.float64)
+                if i == 0:
+                    sums[name] += _sums(counts, found, uniform)
+                    totals[name].append(found.total)
+        for one, other in moments:
+            difference = mean_score[other] - mean_score[one]
+            moments[one, other] += difference.sum(axis=0), (difference**2).sum(axis=0)
+    measured = {
+        name: _Measured(sums[name], scores[name], np.concatenate(totals[name]))
+        for name in fits
+    }
+    return measured, moments
 
 
 class Predicted(NamedTuple):
