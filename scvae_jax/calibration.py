@@ -99,7 +99,8 @@ def calibrate(
 
     Half the genes of each cell are predicted from the other half, and the other way
     round (see the module for how). A model trained without input dropout has not
-    learned to read half a cell: its figures are those of its encoder too.
+    learned to read half a cell: its figures are those of its encoder too. One that was
+    trained for a thousand steps has not learned its dispersions yet.
 
     With several models, such as one of each likelihood, it also says which of them each
     gene prefers. For each pair and each gene seen in 20 cells or more, the mean over
