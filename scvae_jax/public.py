@@ -65,7 +65,8 @@ def purified_pbmc(
     Args:
         types: which; by default the nine of scVAE, some 92,000 cells. "cd14_monocytes"
             are the tenth.
-        url: the address of a type's archive, with {name} where its name goes.
+        url: the address of a type's archive, with {name} where its name goes, also in
+            the last part.
         folder: where archives are kept; None: the cache folder.
 
     Returns:
@@ -74,7 +75,8 @@ def purified_pbmc(
         var_names, Ensembl identifiers; var["symbol"], which repeat.
 
     Raises:
-        InputError: for an unknown type, or a file that cannot be fetched or read.
+        InputError: for an unknown type, an address without {name}, or a file that
+            cannot be fetched or read.
 
     Source: Zheng et al. 2017, doi:10.1038/ncomms14049; 10x Genomics.
     """
@@ -84,6 +86,12 @@ def purified_pbmc(
         raise InputError(
             f"found types {listing(types, 20)}, expected some of {listing(known, 20)}, "
             "each once, choose among these"
+        )
+    if "{name}" not in url.rsplit("/", 1)[-1]:
+        # the archives of two types would be kept under one name
+        raise InputError(
+            f"found url={url!r}, expected {{name}} in its last part, write it where "
+            "the name of a type goes"
         )
     parts = []
     for name in types:
@@ -152,7 +160,8 @@ def fetch(
     file apart, so that a later call asks for the rest of the same file alone.
 
     Args:
-        url: its address, whose last part is the name that it is kept under.
+        url: its address, whose last part is the name that it is kept under: files of
+            one name from two places need two folders.
         folder: where it is kept; None: the cache folder.
         signature: the bytes that it must begin with.
 

@@ -243,6 +243,11 @@ def test_purified_cells_that_are_refused(server, tmp_path):
     for types in ((), ("b_cells", "b_cells"), ("t_cells",)):
         with pytest.raises(InputError, match="expected some of b_cells, cd34.*cd14_mo"):
             public.purified_pbmc(types, url=url, folder=tmp_path)
+    for address in ("/{name}/matrix.tar.gz", "/b_cells.tar.gz"):
+        with pytest.raises(
+            InputError, match=r"expected \{name\} in its last part, wri"
+        ):
+            public.purified_pbmc(("b_cells",), url=server.url + address)
     server.files["cd34.tar.gz"] = archive(COUNTS["cd34"], ["A"], GENES[::-1])
     with pytest.raises(InputError, match="found other genes in .*cd34.tar.gz than in"):
         public.purified_pbmc(("b_cells", "cd34"), url=url, folder=tmp_path)
