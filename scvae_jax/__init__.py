@@ -21,6 +21,8 @@ _PUBLIC = {
     "evaluate": "evaluation",
     "apply": "analysis",
     "denoise": "analysis",
+    "calibrate": "calibration",
+    "Calibration": "calibration",
     "sweep_clusters": "analysis",
     "compare": "comparison",
     "vae": "models",
@@ -38,6 +40,7 @@ _MODULES = (
     "networks",
     "objectives",
     "plots",
+    "public",
 )
 
 __all__ = [*_PUBLIC, *_MODULES]

@@ -1,16 +1,21 @@
-"""Count matrices to try models on: two real ones that need no download, one simulated.
+"""Count matrices to try models on: real ones that need no download, one simulated.
 
 Every function returns an `anndata.AnnData` whose `X` is a CSR float32 matrix that
 holds integers (cells in rows, genes or pixels in columns).
 """
 
+import gzip
 import math
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 from scipy.special import softmax
+
+from scvae_jax.config import InputError
 
 # 2**24: beyond it float32 no longer tells neighbouring integers apart.
 _LARGEST_EXACT_COUNT = 16_777_216
@@ -115,6 +120,83 @@ def digits() -> AnnData:
     names = [f"pixel_{row}_{column}" for row in range(8) for column in range(8)]
     counts = sparse.csr_matrix(bunch.data.astype(np.float32))
     return AnnData(X=counts, obs=obs, var=pd.DataFrame(index=names))
+
+
+def mnist(folder: str | Path, *, binarised: bool = False) -> AnnData:
+    """Read images of handwritten digits, 28 x 28 pixels, as counts from 0 to 255.
+
+    Args:
+        folder: where train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz are
+            (60,000 images), or the two of t10k (10,000), or all four.
+        binarised: 1 where a pixel is 128 or more, else 0.
+
+    Returns:
+        AnnData with X [images, 784 pixels], counts (grey levels), or 0 and 1;
+        obs_names, "train_0" or "t10k_0" and on; var_names, "pixel_0_0" to
+        "pixel_27_27" (row, column); obs["digit"], categorical of the strings "0" to
+        "9"; obs["part"], categorical, train or t10k.
+
+    Raises:
+        InputError: a file is absent, damaged, or not what its name says.
+
+    Source: LeCun et al. 1998, doi:10.1109/5.726791.
+    """
+    folder = Path(folder)
+    images, digits, parts = [], [], []
+    for part in ("train", "t10k"):
+        paths = [
+            folder / f"{part}-{kind}-ubyte.gz"
+            for kind in ("images-idx3", "labels-idx1")
+        ]
+        if not any(path.is_file() for path in paths):
+            continue
+        images.append(_read_idx(paths[0], 3).reshape(-1, 28 * 28))
+        digits.append(_read_idx(paths[1], 1))
+        parts += [part] * len(images[-1])
+        found = f"{len(images[-1])} images and {len(digits[-1])} labels of {part}"
+        do = f"take both files of {part} from one source"
+        is_right = len(images[-1]) == len(digits[-1])
+        _check(is_right, "as many", f"{found} in {folder}", do, InputError)
+        largest = digits[-1].max(initial=0)
+        _check(largest <= 9, "0 to 9", f"a label {largest} of {part}", do, InputError)
+    expected = "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, or t10k's"
+    _check(images, expected, f"neither in {folder}", "check the folder", InputError)
+    pixels = np.concatenate(images)
+    if binarised:
+        pixels = pixels >= 128
+    number = [i for one in images for i in range(len(one))]
+    obs = pd.DataFrame(index=[f"{p}_{i}" for p, i in zip(parts, number, strict=True)])
+    obs["digit"] = pd.Categorical(np.concatenate(digits).astype(str))
+    obs["part"] = pd.Categorical(parts)
+    names = [f"pixel_{row}_{column}" for row in range(28) for column in range(28)]
+    counts = sparse.csr_matrix(pixels.astype(np.float32))
+    return AnnData(X=counts, obs=obs, var=pd.DataFrame(index=names))
+
+
+def _read_idx(path, n_axes):
+    """Bytes in idx form: 0 0 8 n, n sizes as big-endian 32-bit integers, the data."""
+    do = "download it again"
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        found = f"no file {path}"
+        _check(False, "images and labels together", found, do, InputError)
+    except (OSError, EOFError, zlib.error) as error:
+        found = f"a damaged file {path} ({error})"
+        _check(False, "a whole gzip file", found, do, InputError)
+    start = 4 + 4 * n_axes
+    is_right = content[:4] == bytes([0, 0, 8, n_axes]) and len(content) >= start
+    expected = f"bytes in {n_axes} axes in idx form"
+    _check(is_right, expected, f"something else in {path}", do, InputError)
+    shape = np.frombuffer(content[4:start], ">i4").tolist()
+    size = len(content) - start
+    found = f"{size} bytes for shape {tuple(shape)} in {path}"
+    is_right = min(shape) > 0 and math.prod(shape) == size
+    _check(is_right, "as many as the shape takes", found, do, InputError)
+    if n_axes == 3:
+        found = f"images of {shape[1]} by {shape[2]} pixels in {path}"
+        _check(shape[1:] == [28, 28], "28 by 28", found, do, InputError)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def simulate(

@@ -252,10 +252,7 @@ def evaluate(
     check_count("batch_size", batch_size, 1, 2**31 - 1)
     data = prepare_as(adata, fitted, missing_genes)
     labels = None if score_key is None else obs_column(adata, score_key, "scores")
-    if split == "all":
-        chosen, where = "all", np.ones(adata.n_obs, bool)
-    else:
-        chosen, where = _part(split_of(adata, fitted), split)
+    chosen, where = part_of(split_of(adata, fitted), split)
     figures = cell_bounds(
         fitted.model,
         fitted.params,
@@ -298,8 +295,22 @@ def evaluate(
     return result
 
 
-def _part(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:
-    """The part of the split to look at, and its cells."""
+def part_of(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:
+    """The part of the split to look at, and its cells.
+
+    Args:
+        split: [n] from `split_of`.
+        wanted: "train", "validation", "test" or "all"; None: cells that were never
+            trained on: test cells, else new ones, else validation cells.
+
+    Returns:
+        The name of the part, and a mask [n] of its cells.
+
+    Raises:
+        InputError: for an unknown part, or one without cells.
+    """
+    if wanted == "all":
+        return wanted, np.ones(len(split), bool)
     if wanted is None:
         for wanted in ("test", "new", "validation"):
             if (split == wanted).any():

@@ -1,6 +1,6 @@
 """Pictures of results. Needs matplotlib, and scanpy for UMAP."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,55 @@ def _width_of_names(table: Any) -> float:
     """Inches that "likelihood, model" takes beside a picture."""
     longest = (table["likelihood"] + ", " + table["model"]).str.len().max()
     return 0.5 + 0.08 * longest
+
+
+def calibration(found: Mapping[str, Any], path: str | Path) -> None:
+    """Draw what models expect of held-out counts beside what there is.
+
+    Four panels: the share of zeros of each gene, expected against observed; its
+    observed variance over the expected one, at most 30 and at least 1/30, against its
+    mean; the total of each cell's hidden half, expected against observed; and the
+    histogram of the probability integral transform, flat where a model is right.
+
+    Args:
+        found: from `scvae_jax.calibrate`.
+        path: of the PNG file to write.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure = _figure(10.0, 8.4)
+    (zeros, variance), (totals, transform) = figure.subplots(2, 2)
+    dots = {"s": 5, "linewidths": 0, "alpha": 0.5, "rasterized": True}
+    for i, (name, one) in enumerate(found.items()):
+        style = dots | {"color": f"C{i}", "label": name}
+        zeros.scatter(one.genes["zeros"], one.genes["expected_zeros"], **style)
+        seen = one.genes[one.genes["mean"] > 0]
+        ratio = seen["variance"] / seen["expected_variance"]
+        # a gene that was all but ruled out would flatten all others
+        variance.scatter(seen["mean"], ratio.clip(1 / 30, 30), **style)
+        totals.scatter(one.cells["total"], one.cells["expected_total"], **style)
+        edges = np.linspace(0.0, 1.0, len(one.pit) + 1)
+        height = one.pit * len(one.pit)
+        transform.stairs(height, edges, color=f"C{i}", label=name, linewidth=1.5)
+    for axes in (zeros, totals):
+        low, high = axes.get_xlim()
+        axes.plot([low, high], [low, high], color="black", linewidth=0.8)
+        axes.set(xlim=(low, high))
+    for axes in (variance, transform):
+        axes.axhline(1.0, color="black", linewidth=0.8)
+    zeros.set(xlabel="observed", ylabel="expected", title="share of zeros, genes")
+    variance.set(xlabel="observed mean", ylabel="observed / expected")
+    variance.set(xscale="log", yscale="log", title="variance, genes")
+    totals.set(xlabel="observed", ylabel="expected")
+    totals.set(title="total of the hidden half, cells")
+    transform.set(xlabel="probability integral transform", ylabel="density")
+    transform.set(title="calibration", ylim=(0.0, None))
+    for axes in (zeros, variance, totals, transform):
+        axes.spines[["top", "right"]].set_visible(False)
+    variance.legend(frameon=False, fontsize=8, markerscale=3)
+    transform.legend(frameon=False, fontsize=8, loc="lower center")
+    figure.savefig(Path(path), dpi=130)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -1,5 +1,6 @@
 """Tests of the data sets: recovered counts, labels, and the simulator's truth."""
 
+import gzip
 import inspect
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from scipy import sparse
 
 from scvae_jax import datasets
+from scvae_jax.config import InputError
 
 
 def _assert_csr_counts(matrix):
@@ -143,6 +145,84 @@ def test_missing_package_is_named(monkeypatch, function, module, package):
     expected = rf"{package}.*pip install 'scvae_jax\[analysis\]'"
     with pytest.raises(ImportError, match=expected):
         function()
+
+
+# Handwritten digits
+
+
+def _idx(array):
+    sizes = np.array(array.shape, ">i4").tobytes()
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+def _write_mnist(folder, part, images, labels):
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        path = folder / f"{part}-{kind}-ubyte.gz"
+        path.write_bytes(gzip.compress(_idx(array)))
+
+
+def test_mnist_reads_both_parts(tmp_path):
+    """Pixels, labels and names are those of the files, train first."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5, 28, 28)) * random.integers(0, 2, (5, 28, 28))
+    labels = np.array([7, 0, 3, 9, 7])
+    _write_mnist(tmp_path, "t10k", images[:2], labels[:2])
+    data = datasets.mnist(tmp_path)
+    assert data.shape == (2, 784) and list(data.obs_names) == ["t10k_0", "t10k_1"]
+    _write_mnist(tmp_path, "train", images[2:], labels[2:])
+    data = datasets.mnist(tmp_path)
+    _assert_csr_counts(data.X)
+    order = [2, 3, 4, 0, 1]
+    np.testing.assert_array_equal(data.X.toarray(), images[order].reshape(5, 784))
+    assert data.obs["digit"].tolist() == labels[order].astype(str).tolist()
+    assert data.obs["part"].tolist() == ["train"] * 3 + ["t10k"] * 2
+    assert list(data.obs_names[2:4]) == ["train_2", "t10k_0"]
+    assert data.var_names[29] == "pixel_1_1"
+    binary = datasets.mnist(tmp_path, binarised=True).X.toarray()
+    np.testing.assert_array_equal(binary, images[order].reshape(5, 784) > 127)
+    assert 0 < binary.mean() < 1
+
+
+def test_mnist_refuses_what_is_not_mnist(tmp_path):
+    """Absent, damaged and other files are named, with what to do."""
+    images, labels = np.zeros((2, 28, 28), int), np.array([1, 2])
+    with pytest.raises(InputError, match="found neither in .*, expected train-images"):
+        datasets.mnist(tmp_path)
+    _write_mnist(tmp_path, "train", images, labels[:1])
+    with pytest.raises(InputError, match="found 2 images and 1 labels of train in"):
+        datasets.mnist(tmp_path)
+    _write_mnist(tmp_path, "train", images, labels + 9)
+    with pytest.raises(InputError, match="found a label 11 of train, expected 0 to 9"):
+        datasets.mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    packed = gzip.compress
+    for content, message in (
+        (whole[:-9], "found a damaged file .*, expected a whole gzip file, do downlo"),
+        (b"text", "found a damaged file .*train-images"),
+        (
+            packed(b"text"),
+            "found something else in .*, expected bytes in 3 axes in idx",
+        ),
+        (packed(_idx(labels)), "found something else in .*train-images"),
+        (packed(_idx(images)[:-1]), r"found 1567 bytes for shape \(2, 28, 28\) in"),
+        (packed(_idx(images[:, 1:])), "found images of 27 by 28 pixels in .*, expect"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            datasets.mnist(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match="found no file .*images.*, expected images a"):
+        datasets.mnist(tmp_path)
+
+
+@pytest.mark.shared
+def test_real_mnist(shared):
+    """The test images: 10,000, as many of each digit as is known."""
+    data = datasets.mnist(shared / "mnist")
+    assert data.shape == (10_000, 784) and data.X.max() == 255
+    counts = data.obs["digit"].value_counts().sort_index().tolist()
+    assert counts == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
 # Simulated data

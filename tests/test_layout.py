@@ -18,6 +18,7 @@ ORDER = (
     "plots",
     "ledger",
     "ranking",
+    "calibration",
     "analysis",
     "evaluation",
     "baselines",
@@ -35,6 +36,7 @@ ORDER = (
     "likelihoods",
     "batches",
     "counts",
+    "public",
     "datasets",
     "config",
 )
@@ -84,7 +86,7 @@ def test_likelihoods_import_jax_alone():
     assert {name.split(".")[0] for name in names} <= allowed
 
 
-@pytest.mark.parametrize("module", ["config", "counts", "datasets"])
+@pytest.mark.parametrize("module", ["config", "counts", "datasets", "public"])
 def test_no_jax_on_the_host_side(module):
     names = imports_of(PACKAGE / f"{module}.py")
     assert "jax" not in {name.split(".")[0] for name in names}

@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -19,17 +19,20 @@ def test_example_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    if "adata" in names:
+    if "fitted" in code:
         assert names["fitted"].history
     if "sv.compare" in code:
         assert names["found"].ranks["rank"].tolist() == [1, 2]
         assert names["found"].ranks["low"].notna().tolist() == [False, True]
         assert (tmp_path / "comparison" / "differences.png").exists()
-    if "fit_many" in code:
+    if "gmvae" in code:
         found = names["adata"].obs
         assert {"scvae_cluster", "scvae_cluster_confidence"} <= set(found)
     if "bound" in names:
         assert names["bound"].shape == (64,)
+    if "calibrate" in code:
+        assert "scvae_family" in names["adata"].var
+        assert (tmp_path / "calibration.png").stat().st_size > 10_000
     if "slopes" in names:
         assert names["nats"].shape == names["slopes"]["zero_logit"].shape
 

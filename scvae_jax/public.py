@@ -1,0 +1,366 @@
+"""Public count data that scVAE was measured on, fetched once by address.
+
+Files are kept in `scvae_jax/data` in the user's cache folder (`XDG_CACHE_HOME`, else
+`~/.cache`). A download that was cut short goes on where it stopped, and a file appears
+under its name only when it is whole. The tests read from a small server of their own:
+the real addresses, which can change, have not been tried from there.
+"""
+
+import gzip
+import http.client
+import os
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.io
+import scipy.sparse
+
+from scvae_jax.config import InputError, check_count, listing
+
+TENX = "https://cf.10xgenomics.com/samples/cell-exp"
+PURIFIED_URL = TENX + "/1.1.0/{name}/{name}_filtered_gene_bc_matrices.tar.gz"
+BRAIN_URL = TENX + "/1.3.0/1M_neurons/1M_neurons_filtered_gene_bc_matrices_h5.h5"
+# the nine types of scVAE's data set (92,043 cells), and the monocytes that it left out
+PURIFIED = (
+    "b_cells",
+    "cd34",
+    "cd4_t_helper",
+    "cd56_nk",
+    "cytotoxic_t",
+    "memory_t",
+    "naive_cytotoxic",
+    "naive_t",
+    "regulatory_t",
+)
+MONOCYTES = "cd14_monocytes"
+
+GZIP, HDF5 = b"\x1f\x8b", b"\x89HDF\r\n\x1a\n"
+PARTS = {
+    "matrix.mtx": "matrix",
+    "barcodes.tsv": "barcodes",
+    "genes.tsv": "genes",
+    "features.tsv": "genes",
+}
+SECONDS = 60
+BLOCK = 2**20
+
+
+def purified_pbmc(
+    types: Iterable[str] = PURIFIED,
+    *,
+    url: str = PURIFIED_URL,
+    folder: str | Path | None = None,
+) -> anndata.AnnData:
+    """Blood cells that antibodies had sorted into types before they were sequenced.
+
+    Args:
+        types: which; by default the nine of scVAE, some 92,000 cells. "cd14_monocytes"
+            are the tenth.
+        url: the address of a type's archive, with {name} where its name goes, also in
+            the last part.
+        folder: where archives are kept; None: the cache folder.
+
+    Returns:
+        AnnData with X [cells, 32738 genes], counts, CSR float32; obs_names, type and
+        barcode; obs["cell_type"], categorical, the file that a cell came from;
+        var_names, Ensembl identifiers; var["symbol"], which repeat.
+
+    Raises:
+        InputError: for an unknown type, an address without {name}, or a file that
+            cannot be fetched or read.
+
+    Source: Zheng et al. 2017, doi:10.1038/ncomms14049; 10x Genomics.
+    """
+    types = tuple(types)
+    known = (*PURIFIED, MONOCYTES)
+    if not types or len(set(types)) < len(types) or set(types) - set(known):
+        raise InputError(
+            f"found types {listing(types, 20)}, expected some of {listing(known, 20)}, "
+            "each once, choose among these"
+        )
+    if "{name}" not in url.rsplit("/", 1)[-1]:
+        # the archives of two types would be kept under one name
+        raise InputError(
+            f"found url={url!r}, expected {{name}} in its last part, write it where "
+            "the name of a type goes"
+        )
+    parts = []
+    for name in types:
+        address = url.format(name=name)
+        path = fetch(address, folder=folder, signature=GZIP)
+        part = read_10x_archive(path)
+        part.obs_names = [f"{name}_{barcode}" for barcode in part.obs_names]
+        if parts and not part.var.equals(parts[0].var):
+            raise InputError(
+                f"found other genes in {path} than in the archive of {types[0]}, "
+                "expected the same, delete both and fetch them again"
+            )
+        parts.append(part)
+    codes = np.repeat(np.arange(len(parts)), [part.n_obs for part in parts])
+    obs = pd.DataFrame(index=np.concatenate([part.obs_names for part in parts]))
+    obs["cell_type"] = pd.Categorical.from_codes(codes, categories=list(types))
+    x = scipy.sparse.vstack([part.X for part in parts], format="csr")
+    return anndata.AnnData(X=x, obs=obs, var=parts[0].var)
+
+
+def mouse_brain(
+    n_obs: int | None = None,
+    *,
+    url: str = BRAIN_URL,
+    folder: str | Path | None = None,
+) -> anndata.AnnData:
+    """1.3 million cells of the brain of embryonic mice; a file of some 4 GB.
+
+    All cells take some 30 GB of memory.
+
+    Args:
+        n_obs: read no more than the first so many cells of the file, which are no
+            random sample of it; None: all 1,306,127.
+        url: the address of the file.
+        folder: where the file is kept; None: the cache folder.
+
+    Returns:
+        AnnData with X [cells, 27998 genes], counts, CSR float32; obs_names, barcodes;
+        var_names, Ensembl identifiers; var["symbol"], which repeat.
+
+    Raises:
+        InputError: for a file that cannot be fetched or read.
+
+    Source: 10x Genomics, 1.3 Million Brain Cells from E18 Mice, 2017.
+    """
+    if n_obs is not None:
+        check_count("n_obs", n_obs, 1, 2**31 - 1)
+    path = fetch(url, folder=folder, signature=HDF5)
+    return read_10x_h5(path, n_obs)
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # a relative path there is to be ignored, says the XDG specification
+    start = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
+    return start / "scvae_jax" / "data"
+
+
+def fetch(
+    url: str, *, folder: str | Path | None = None, signature: bytes = b""
+) -> Path:
+    """Fetch a file once; what is there already is not fetched again.
+
+    What has come of it is kept in NAME.part, and in NAME.tag what tells versions of the
+    file apart, so that a later call asks for the rest of the same file alone.
+
+    Args:
+        url: its address, whose last part is the name that it is kept under: files of
+            one name from two places need two folders.
+        folder: where it is kept; None: the cache folder.
+        signature: the bytes that it must begin with.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        InputError: if it cannot be reached, is cut short (what came is kept, and a
+            later call goes on), or is something else (nothing is kept).
+    """
+    path = Path(folder or cache_folder()) / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    print(f"fetching {url} to {path}", file=sys.stderr)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, tag = (path.with_name(path.name + end) for end in (".part", ".tag"))
+    try:
+        total = _continue(url, part, tag)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(
+            f"found that {url} cannot be fetched ({reason}), expected the file, check "
+            f"the connection and call again, or put the file into {path.parent}"
+        ) from None
+    size = part.stat().st_size
+    if size < total:
+        raise InputError(
+            f"found {size} of {total} bytes of {url}, expected all, call again: it "
+            "goes on where it stopped"
+        )
+    with part.open("rb") as file:
+        begins = file.read(len(signature))
+    if size > total or begins != signature:
+        part.unlink()
+        tag.unlink(missing_ok=True)
+        what = f"{size} bytes" if size > total else "another kind of file"
+        raise InputError(
+            f"found {what} at {url}, expected {total} bytes of the data set, check the "
+            "address and call again"
+        )
+    os.replace(part, path)
+    tag.unlink(missing_ok=True)
+    return path
+
+
+def _continue(url: str, part: Path, tag: Path) -> int:
+    """Append what is missing to a partial file; the size that it should have."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "scvae_jax", "Accept-Encoding": "identity"}
+    if have and tag.exists():
+        # the rest, or the whole file if it has changed since
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=SECONDS)
+    except urllib.error.HTTPError as error:
+        # 416: nothing is left to ask for
+        length = error.headers.get("Content-Range", "").rpartition("/")[2]
+        error.close()
+        if error.code == 416 and length.isdigit():
+            return int(length)
+        raise
+    with response:
+        length = response.headers.get("Content-Length", "")
+        if not length.isdigit():
+            raise InputError(
+                f"found no size of {url}, expected one to know when it is whole, "
+                f"fetch it by other means into {part.parent}"
+            )
+        start = 0
+        if response.status == 206:
+            span = response.headers.get("Content-Range", "")
+            start = have
+            if not span.startswith(f"bytes {have}-"):
+                raise http.client.HTTPException(f"asked from {have}, got {span!r}")
+        else:
+            # a weak tag (W/) does not hold for single bytes; without any it starts anew
+            version = response.headers.get("ETag", "")
+            if not version.startswith('"'):
+                version = response.headers.get("Last-Modified", "")
+            tag.unlink(missing_ok=True)
+            if version:
+                tag.write_text(version)
+        with part.open("ab" if start else "wb") as file:
+            while block := response.read(BLOCK):
+                file.write(block)
+        return start + int(length)
+
+
+def read_10x_archive(path: str | Path) -> anndata.AnnData:
+    """Read matrix.mtx, barcodes.tsv and genes.tsv from a .tar.gz of 10x Genomics.
+
+    Args:
+        path: of the archive; the three may be in any folder of it, and newer ones have
+            features.tsv and compress each file too.
+
+    Returns:
+        AnnData with X [cells, genes], counts, CSR float32; obs_names, barcodes;
+        var_names, identifiers; var["symbol"].
+
+    Raises:
+        InputError: if it is damaged, or is no such archive.
+    """
+    parts = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                kind = PARTS.get(name.removesuffix(".gz"))
+                if kind and member.isfile():
+                    file = archive.extractfile(member)
+                    if name.endswith(".gz"):
+                        file = gzip.GzipFile(fileobj=file)
+                    parts[kind] = _read_part(kind, file)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise _damaged(path, "archive", error) from None
+    if len(parts) < 3:
+        raise InputError(
+            f"found {listing(parts)} in {path}, expected matrix.mtx, barcodes.tsv and "
+            "genes.tsv, check that it is an archive of a filtered matrix"
+        )
+    return _annotated(path, parts["matrix"], parts["barcodes"], *parts["genes"])
+
+
+def _read_part(kind: str, file):
+    if kind == "matrix":
+        # genes in rows
+        return scipy.sparse.csr_matrix(scipy.io.mmread(file).T, dtype=np.float32)
+    rows = [line.split("\t") for line in file.read().decode().splitlines()]
+    if kind == "barcodes":
+        return [row[0] for row in rows]
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+def read_10x_h5(path: str | Path, n_obs: int | None = None) -> anndata.AnnData:
+    """Read an HDF5 matrix of 10x Genomics, of the second or third version.
+
+    Args:
+        path: of the file; of the second version, with a single genome.
+        n_obs: read no more than the first so many cells; None: all.
+
+    Returns:
+        AnnData with X [cells, genes], counts, CSR float32; obs_names, barcodes;
+        var_names, identifiers; var["symbol"].
+
+    Raises:
+        InputError: if it is damaged, or is no such file.
+    """
+    try:
+        with h5py.File(path) as file:
+            if len(file) != 1:
+                raise InputError(
+                    f"found {len(file)} groups in {path} ({listing(file)}), expected "
+                    "one, a genome or a matrix, choose a file of a single genome"
+                )
+            (group,) = file.values()
+            newer = "features" in group
+            ids = group["features/id" if newer else "genes"]
+            symbols = group["features/name" if newer else "gene_names"]
+            n_genes, n_cells = group["shape"][:].tolist()
+            n_cells = min(n_cells, n_obs or n_cells)
+            # cells are columns there, so what is compressed by columns is by rows here
+            indptr = group["indptr"][: n_cells + 1]
+            end = int(indptr[-1])
+            small = max(end, n_genes) < 2**31
+            index = np.int32 if small else np.int64
+            x = scipy.sparse.csr_matrix(
+                (
+                    group["data"].astype(np.float32)[:end],
+                    group["indices"].astype(index)[:end],
+                    indptr.astype(index),
+                ),
+                shape=(n_cells, n_genes),
+            )
+            x.sort_indices()
+            barcodes = group["barcodes"].asstr()[:n_cells]
+            return _annotated(path, x, barcodes, ids.asstr()[:], symbols.asstr()[:])
+    except InputError:
+        raise
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise _damaged(path, "HDF5 matrix", error) from None
+
+
+def _annotated(path, x, barcodes, ids, symbols) -> anndata.AnnData:
+    if x.shape != (len(barcodes), len(ids)):
+        raise InputError(
+            f"found {x.shape[0]} cells by {x.shape[1]} genes, {len(barcodes)} barcodes "
+            f"and {len(ids)} names of genes in {path}, expected as many, delete it and "
+            "fetch it again"
+        )
+    obs = pd.DataFrame(index=pd.Index(np.asarray(barcodes, dtype=object)))
+    var = pd.DataFrame(index=pd.Index(np.asarray(ids, dtype=object)))
+    var["symbol"] = np.asarray(symbols, dtype=object)
+    return anndata.AnnData(X=x, obs=obs, var=var)
+
+
+def _damaged(path: str | Path, kind: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return InputError(
+        f"found a damaged file or another kind at {path} ({reason}), expected an "
+        f"{kind} of 10x Genomics, delete it and fetch it again"
+    )
