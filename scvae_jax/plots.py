@@ -95,9 +95,9 @@ def calibration(found: Mapping[str, Any], path: str | Path) -> None:
     """Draw what models expect of held-out counts beside what there is.
 
     Four panels: the share of zeros of each gene, expected against observed; its
-    observed variance over the expected one, against its mean; the total of each cell's
-    hidden half, expected against observed; and the histogram of the probability
-    integral transform, which is flat where a model is right.
+    observed variance over the expected one, at most 30 and at least 1/30, against its
+    mean; the total of each cell's hidden half, expected against observed; and the
+    histogram of the probability integral transform, flat where a model is right.
 
     Args:
         found: from `scvae_jax.calibrate`.
@@ -114,7 +114,8 @@ def calibration(found: Mapping[str, Any], path: str | Path) -> None:
         zeros.scatter(one.genes["zeros"], one.genes["expected_zeros"], **style)
         seen = one.genes[one.genes["mean"] > 0]
         ratio = seen["variance"] / seen["expected_variance"]
-        variance.scatter(seen["mean"], ratio, **style)
+        # a gene that was all but ruled out would flatten all others
+        variance.scatter(seen["mean"], ratio.clip(1 / 30, 30), **style)
         totals.scatter(one.cells["total"], one.cells["expected_total"], **style)
         edges = np.linspace(0.0, 1.0, len(one.pit) + 1)
         height = one.pit * len(one.pit)
