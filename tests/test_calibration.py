@@ -13,7 +13,7 @@ import scipy.optimize
 import scipy.stats
 
 import scvae_jax as sv
-from scvae_jax import batches, calibration, plots
+from scvae_jax import batches, plots, prediction, preferences
 from scvae_jax.config import DataConfig, InputError, InputWarning
 from scvae_jax.models import from_config, named_likelihood
 
@@ -211,7 +211,7 @@ def test_distribution_functions(family):
         pi = scipy.special.softmax(classes, axis=-1)
         low = np.where(x > 0, pi[..., 0], 0.0) + np.where(x > 1, pi[..., 1], 0.0)
         expected = low + pi[..., 2] * binomial.cdf(x - 3)
-    below = calibration._below(
+    below = prediction._below(
         likelihood.log_prob,
         jax.tree.map(jnp.asarray, params),
         jnp.arange(n),
@@ -229,7 +229,7 @@ def cells(small, fitted):
 def predicted(fitted, cells, key, *, n_samples=4, batch_size=60):
     (index, weight), n_slots = batches.in_order(cells, batch_size)
     position = (index[0], weight[0])
-    found = calibration.predict(
+    found = prediction.predict(
         fitted.model,
         fitted.params,
         cells,
@@ -318,7 +318,7 @@ def test_binary_data_is_doubled_as_it_is():
     hidden = jnp.array([[True, False, False]])
     for name, expected in (("bernoulli", [0, 0, 2]), ("poisson", [0, 0, 3])):
         likelihood = sv.likelihoods.from_name(name)
-        given = calibration.hide(batch, hidden, likelihood)
+        given = prediction.hide(batch, hidden, likelihood)
         np.testing.assert_array_equal(given.counts[0].x, [expected])
 
 
@@ -384,7 +384,7 @@ def test_false_positives_of_sparse_genes():
         lambda b: rate * np.log(b / a) - b + a, rate * 1.01, rate * 2
     )
     difference = scipy.stats.poisson(b).logpmf(x) - scipy.stats.poisson(a).logpmf(x)
-    p = calibration.two_sided(
+    p = preferences.two_sided(
         difference.mean(axis=0),
         difference.var(axis=0) / (n_cells - 1),
         0.0,
@@ -397,17 +397,17 @@ def test_false_positives_of_sparse_genes():
 def test_the_spread_between_fits_counts():
     mean, of_cells = np.full(4, 0.2), np.full(4, 0.01)
     tested = np.array([True, True, True, False])
-    alone = calibration.two_sided(mean, of_cells, 0.0, 11, tested)
+    alone = preferences.two_sided(mean, of_cells, 0.0, 11, tested)
     expected = 2 * scipy.stats.t(10).sf(2.0)
     # to 1e-5 nats, below which no difference counts
     np.testing.assert_allclose(alone, expected, rtol=1e-3)
     of_fits = np.array([0.0, 0.0, 0.09, 9.0])
-    spread = calibration.two_sided(mean, of_cells, of_fits, 11, tested)
+    spread = preferences.two_sided(mean, of_cells, of_fits, 11, tested)
     # the mean share over tested genes is 3; a gene with more keeps its own
     error = np.sqrt(0.01 * (1 + np.array([3.0, 3.0, 9.0, 900.0])))
     np.testing.assert_allclose(spread, 2 * scipy.stats.t(10).sf(0.2 / error), rtol=1e-3)
     np.testing.assert_array_equal(
-        calibration.two_sided(mean, np.zeros(4), 0.0, 11, tested), 1
+        preferences.two_sided(mean, np.zeros(4), 0.0, 11, tested), 1
     )
 
 
@@ -446,7 +446,7 @@ def test_adjusted_p_values_by_hand():
     tested = np.arange(n_genes) < 10
     moments = np.stack([difference.sum(axis=0), (difference**2).sum(axis=0)])
     scores = {"a": np.zeros((1, n_genes)), "b": np.zeros((1, n_genes))}
-    fields = calibration._preferences(
+    fields = preferences.preferences(
         scores, {("a", "b"): moments}, n_cells, tested, 0.2
     )
     p = scipy.stats.ttest_1samp(difference, 0.0).pvalue[tested]
@@ -522,7 +522,7 @@ def test_fractions_have_no_distribution_function(truth, models):
 
 
 def test_counts_without_a_transform_are_said(truth, models, monkeypatch):
-    monkeypatch.setattr(calibration, "LARGEST", 12)
+    monkeypatch.setattr(prediction, "LARGEST", 12)
     adata = truth[0].copy()
     test = adata[adata.obs["part"] == "test"].X
     n = int((test.toarray() > 12).sum())

@@ -19,6 +19,8 @@ ORDER = (
     "ledger",
     "ranking",
     "calibration",
+    "preferences",
+    "prediction",
     "analysis",
     "evaluation",
     "baselines",

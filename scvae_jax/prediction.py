@@ -1,0 +1,236 @@
+"""Each half of the genes of a cell predicted from the other half.
+
+    p(x_g | x_seen) = E_q(z | x_seen) p(x_g | z)    for each gene g that was not seen
+
+The genes of each cell are split in two at random, so that every count is predicted once
+and was never seen by the encoder. What the encoder is given follows its training.
+There, input dropout hides a share r of the non-zero inputs log1p(x) and multiplies the
+others by 1 / (1 - r), so that the sums of its first layer keep their mean. A hidden
+half is such a mask with r = 1/2, so the other inputs are doubled. (On 4,271 blood cells
+no factor from 1 to 2.5 is better or worse by more than 0.1 nats a cell, LayerNorm after
+that layer taking most of it out.) The decoder is given the depth of the whole cell, as
+in training: a library mean predicts how a known total is shared out.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scvae_jax import batches
+from scvae_jax.batches import Batch, CellData
+from scvae_jax.likelihoods import Likelihood
+from scvae_jax.models import Model
+
+Array = jax.Array
+
+# counts above it have no distribution function, as it is a sum over all smaller counts
+LARGEST = 10_000
+# non-zero counts whose distribution functions are summed together
+CHUNK = 2048
+
+
+class Predicted(NamedTuple):
+    """What is expected of the counts of B cells, each half given the other.
+
+    Attributes:
+        log_prob: [B, G] log p(x_g | x_seen), nats.
+        zero: [B, G] p(0 | x_seen).
+        mean: [B, G] counts.
+        variance: [B, G] squared counts.
+        below: [B, G] p(X < x | x_seen), NaN above LARGEST.
+        total: [B, 3] of the first hidden half: the total of x, its expectation and its
+            standard deviation.
+    """
+
+    log_prob: np.ndarray
+    zero: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    below: np.ndarray
+    total: np.ndarray
+
+
+def predict(
+    model: Model,
+    params: Any,
+    cells: CellData,
+    position: tuple[np.ndarray, np.ndarray],
+    n_slots: int,
+    *,
+    n_samples: int,
+    key: Array,
+    with_below: bool = True,
+) -> Predicted:
+    """Predict each random half of the genes of a batch of cells from the other half.
+
+    Args:
+        model: pure functions.
+        params: its parameters.
+        cells: on the device.
+        position: index [B] and weight [B], from `batches.in_order`.
+        n_slots: slots of the batch.
+        n_samples: S.
+        key: of the halves and samples.
+        with_below: sum the distribution functions; else they are 0.
+
+    Returns:
+        The predictions.
+    """
+    halves = []
+    for half in (0, 1):
+        dense, total, at_nonzero, slots = _half(
+            model, n_slots, n_samples, half, params, cells, position, key
+        )
+        dense = [np.asarray(part) for part in dense]
+        below = np.zeros_like(dense[0])
+        if with_below:
+            cell, gene, value = (np.asarray(part).reshape(-1) for part in slots)
+            below[cell[value > LARGEST], gene[value > LARGEST]] = np.nan
+            log_prob = model.modalities[0].likelihood.log_prob
+            for chosen in _chunks(value):
+                padded = np.pad(chosen, (0, CHUNK - len(chosen)))
+                limit = np.pad(value[chosen], (0, CHUNK - len(chosen)))
+                summed = np.asarray(_below(log_prob, at_nonzero, padded, limit))
+                below[cell[chosen], gene[chosen]] = summed[: len(chosen)]
+        halves.append((*dense, below, np.asarray(total)))
+    # an entry is 0 in the half in which it was seen
+    first, second = halves
+    sums = [a + b for a, b in zip(first[:-1], second[:-1], strict=True)]
+    return Predicted(*sums, first[-1])
+
+
+def _chunks(value: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions of values from 1 to LARGEST, least first, CHUNK at a time.
+
+    A chunk takes as many steps as its largest value, so they are sorted.
+    """
+    order = np.argsort(value, kind="stable")
+    order = order[(value[order] > 0) & (value[order] <= LARGEST)]
+    for start in range(0, len(order), CHUNK):
+        yield order[start : start + CHUNK]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _half(
+    model: Model,
+    n_slots: int,
+    n_samples: int,
+    half: Array,
+    params: Any,
+    cells: CellData,
+    position: tuple[Array, Array],
+    key: Array,
+):
+    """One half of the genes of each cell given the other.
+
+    Returns:
+        log_prob, zero, mean and variance, each [B, G], 0 where a gene was seen; the
+        total and its expectation and standard deviation, [B, 3]; the likelihood's
+        params [S, R * ROW] at the non-zero counts; and their cell, gene and value,
+        where 0 is padding or a gene that was seen.
+    """
+    modality = model.modalities[0]
+    likelihood = modality.likelihood
+    batch = batches.cut(cells, *position, modality.n_features, n_slots)
+    x = batch.counts[0].x
+    key_half, key_z = jax.random.split(key)
+    hidden = jax.random.bernoulli(key_half, 0.5, x.shape) ^ (half == 1)
+    posterior = model.encode(params, hide(batch, hidden, likelihood))
+    # of a mixture over clusters, a cluster is drawn with each sample
+    z = posterior.sample(
+        seed=jax.random.fold_in(key_z, half), sample_shape=(n_samples,)
+    )
+    cell, gene, value = batch.counts[0].nonzero
+    owner = jnp.minimum(cell, x.shape[0] - 1)[:, None]
+    value = jnp.where(hidden[owner, gene], value, 0.0)
+    trailing = {head.name: head.shape for head in likelihood.heads}
+    dense, row = jnp.zeros_like(x), jnp.zeros(x.shape[0])
+
+    def log_prob_zero(decoded):
+        if likelihood.log_prob_zero is None:
+            return likelihood.log_prob(dense, decoded)
+        return likelihood.log_prob_zero(decoded)
+
+    def one(sums, z):
+        (decoded,) = model.decode(params, z, batch)
+        log_prob = likelihood.log_prob(x, decoded)
+        mean = likelihood.mean(decoded)
+        total = jnp.where(hidden, mean, 0.0).sum(axis=-1)
+        new = (
+            jnp.exp(log_prob_zero(decoded)),
+            mean,
+            mean**2,
+            likelihood.variance(decoded),
+            total,
+            total**2,
+        )
+        full = {
+            name: jnp.broadcast_to(p, x.shape + trailing.get(name, ()))
+            for name, p in decoded.items()
+        }
+        at_nonzero = {
+            name: p[owner, gene].reshape(-1, *p.shape[2:]) for name, p in full.items()
+        }
+        log_total, sums = sums
+        sums = jax.tree.map(jnp.add, sums, new)
+        return (jnp.logaddexp(log_total, log_prob), sums), at_nonzero
+
+    start = (dense - jnp.inf, (dense,) * 4 + (row,) * 2)
+    (log_total, sums), at_nonzero = jax.lax.scan(one, start, z)
+    zero, mean, square, variance, total, total_square = (
+        part / n_samples for part in sums
+    )
+    # Var = E Var(x | z) + Var E(x | z)
+    variance += jnp.maximum(square - mean**2, 0.0)
+    within = jnp.where(hidden, sums[3] / n_samples, 0.0).sum(axis=-1)
+    total_sd = jnp.sqrt(within + jnp.maximum(total_square - total**2, 0.0))
+    dense = (log_total - jnp.log(n_samples), zero, mean, variance)
+    dense = tuple(jnp.where(hidden, part, 0.0) for part in dense)
+    observed = jnp.where(hidden, x, 0.0).sum(axis=-1)
+    slots = (jnp.broadcast_to(owner, gene.shape), gene, value)
+    return dense, jnp.stack([observed, total, total_sd], axis=-1), at_nonzero, slots
+
+
+def hide(batch: Batch, hidden: Array, likelihood: Likelihood) -> Batch:
+    """A batch in which some genes are zero to the encoder, and the others twice.
+
+    Args:
+        batch: B cells of one modality; its depth stays.
+        hidden: [B, G] what the encoder is not to see.
+        likelihood: of the modality, which says what the encoder reads.
+
+    Returns:
+        The batch, for the encoder alone.
+    """
+    (counts,) = batch.counts
+
+    def double(x: Array) -> Array:
+        # log1p(y) = 2 log1p(x) for y = x (x + 2); other data is read as it is
+        is_counts = likelihood.support in ("counts", "integers")
+        return x * (x + 2.0) if is_counts else 2.0 * x
+
+    x = jnp.where(hidden, 0.0, double(counts.x))
+    nonzero = counts.nonzero
+    if nonzero is not None:
+        cell, gene, value = nonzero
+        owner = jnp.minimum(cell, x.shape[0] - 1)[:, None]
+        value = jnp.where(hidden[owner, gene], 0.0, double(value))
+        nonzero = (cell, gene, value)
+    return batch._replace(counts=(counts._replace(x=x, nonzero=nonzero),))
+
+
+@partial(jax.jit, static_argnums=0)
+def _below(log_prob, params: dict[str, Array], slot: Array, x: Array) -> Array:
+    """P(X < x) in the mean over samples: params [S, n, ...] at slot [m], x [m]."""
+    params = {name: p[:, slot] for name, p in params.items()}
+
+    def add(k: Array, total: Array) -> Array:
+        p = jnp.exp(log_prob(jnp.full((1, len(x)), k, x.dtype), params))
+        return total + jnp.where(k < x, p.mean(axis=0), 0.0)
+
+    steps = x.max().astype(jnp.int32)
+    return jax.lax.fori_loop(0, steps, add, jnp.zeros_like(x))
