@@ -12,8 +12,8 @@ of their own; those that are not given are left out.
 
 Everywhere: simulated counts, a tenth of them non-zero; one hidden layer of 128, latent
 10, batch 128, dispersion per gene, library means; compilation apart; medians. With the
-peers each side keeps the dropout and the normalisation of its defaults, and encoding
-takes 512 cells at a time; elsewhere ours has no dropout, as the original has none.
+peers each side keeps the dropout and the normalisation of its defaults; theirs encode
+512 cells at a time, ours 128. Elsewhere ours has no dropout, as the original has none.
 Nothing else should run on the machine. Half an hour on two cores with all peers.
 """
 
@@ -250,7 +250,8 @@ def draw(result: dict, path: Path) -> None:
         ]
         axis.set_xticks([j + 0.3 for j in range(len(rows))], names, fontsize=8)
         axis.set(yscale="log", ylabel="cells a second", title=f"{task}, by genes")
-        axis.legend(frameon=False, fontsize=8)
+        if rows:
+            axis.legend(frameon=False, fontsize=8)
     rows = result.get("growth", {}).get("growth", [])
     for axis, wanted in zip(
         axes[1],
@@ -264,7 +265,8 @@ def draw(result: dict, path: Path) -> None:
                 y = [row["milliseconds"] for row in mine]
                 axis.plot(x, y, marker="o", label=name.replace("_", " "))
         axis.set(xscale="log", yscale="log", xlabel="size", ylabel="ms a step")
-        axis.legend(frameon=False, fontsize=8)
+        if rows:
+            axis.legend(frameon=False, fontsize=8)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -41,6 +41,8 @@ Array = jax.Array
 
 # steps in a row with non-finite gradients after which training gives up
 MAX_SKIPPED_RUN = 25
+# cells that are encoded at a time: what they fill stays in a CPU's cache
+N_ENCODED = 128
 
 
 class Plan(NamedTuple):
@@ -403,7 +405,7 @@ def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any
 def encode_cells(
     model: Model, params: Any, cells: CellData
 ) -> tuple[Array, Array, Array]:
-    """Encode cells, 512 at a time.
+    """Encode cells, N_ENCODED at a time.
 
     Args:
         model: a VAE or a mixture.
@@ -414,7 +416,7 @@ def encode_cells(
         Mean and variance [n, L] of q(z|x) of the VAE, and the last hidden layer
         [n, size] of the encoder.
     """
-    positions, n_slots = batches.in_order(cells, 512)
+    positions, n_slots = batches.in_order(cells, N_ENCODED)
     rows = _encode_batches(model, n_slots, params, cells, positions)
     n_cells = cells.start.shape[0]
     return tuple(row.reshape(-1, row.shape[-1])[:n_cells] for row in rows)
@@ -435,7 +437,7 @@ def _encode_batches(
 
 def _sizes(model: Model, params: Any, cells: CellData) -> np.ndarray:
     """Number of cells [K] that each cluster has for its own."""
-    positions, n_slots = batches.in_order(cells, 512)
+    positions, n_slots = batches.in_order(cells, N_ENCODED)
     return np.asarray(_count(model, n_slots, params, cells, positions)).astype(int)
 
 
