@@ -268,6 +268,8 @@ def draw(result: dict, path: Path) -> None:
         if rows:
             axis.legend(frameon=False, fontsize=8)
     for axis in axes.flat:
+        axis.yaxis.set_major_formatter("{x:,.6g}")
+        axis.yaxis.set_minor_formatter("")
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
