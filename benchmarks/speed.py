@@ -269,7 +269,7 @@ def draw(result: dict, path: Path) -> None:
             axis.legend(frameon=False, fontsize=8)
     for axis in axes.flat:
         axis.yaxis.set_major_formatter("{x:,.6g}")
-        axis.yaxis.set_minor_formatter("")
+        axis.yaxis.set_minor_formatter("" if axis in axes[0] else "{x:.3g}")
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
