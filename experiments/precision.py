@@ -20,7 +20,7 @@ import numpy as np
 import scvae_jax as sv
 from scvae_jax.checkpoints import versions
 
-SETS = {"pbmc4k": {}, "kang_batches": {"batch_key": "batch"}}
+SETS = {"kang_batches": {"batch_key": "batch"}, "pbmc4k": {}}
 SEEDS = (0, 1, 2, 3, 4)
 
 

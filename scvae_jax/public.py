@@ -289,7 +289,9 @@ def read_10x_archive(path: str | Path) -> anndata.AnnData:
 def _read_part(kind: str, file):
     if kind == "matrix":
         # genes in rows
-        return scipy.sparse.csr_matrix(scipy.io.mmread(file).T, dtype=np.float32)
+        return scipy.sparse.csr_matrix(
+            scipy.io.mmread(file, spmatrix=False).T, dtype=np.float32
+        )
     rows = [line.split("\t") for line in file.read().decode().splitlines()]
     if kind == "barcodes":
         return [row[0] for row in rows]
