@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -460,17 +459,11 @@ def _check_free_file(path: Path, overwrite: bool) -> None:
 
 def _write_h5ad(adata: Any, path: Path) -> None:
     """Write a file that appears whole or not at all."""
+    from scvae_jax.ledger import whole
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(suffix=".h5ad", dir=path.parent)
-    os.close(handle)
-    try:
+    with whole(path) as part:
         adata.write_h5ad(part)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(part, 0o666 & ~mask)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
 
 
 def _print(figures: dict[str, Any], as_json: bool) -> None:

@@ -136,6 +136,9 @@ def vae(
     Returns:
         The model.
 
+    Raises:
+        ValueError: for another `precision`.
+
     References:
         Kingma & Welling 2014; for counts Gronbech et al. 2020 and Lopez et al. 2018.
     """

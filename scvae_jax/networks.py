@@ -73,7 +73,13 @@ _rounded.defvjp(
 
 def matmul_of(precision: str) -> Callable[[Array, Array], Array]:
     """The matrix product of gene-wide layers, in "float32" or "bfloat16"."""
-    return _rounded if precision == "bfloat16" else jnp.matmul
+    products = {"float32": jnp.matmul, "bfloat16": _rounded}
+    if precision not in products:
+        raise ValueError(
+            f"found precision={precision!r}, expected float32 or bfloat16, choose one "
+            "of these"
+        )
+    return products[precision]
 
 
 class Output(nn.Module):
