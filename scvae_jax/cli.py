@@ -35,6 +35,40 @@ MissingGenes = Annotated[
     typer.Option(help="For genes of the model that DATA lacks: error or zeros."),
 ]
 MODEL, TRAIN = ModelConfig(), TrainConfig()
+SIZES = ",".join(map(str, MODEL.hidden_sizes))
+# options of `train` and of other commands alike
+Clusters = Annotated[
+    int | None,
+    typer.Option(help=f"Of a gmvae; default: {MODEL.n_clusters}."),
+]
+Posterior = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Of a gmvae: shared or conditional; default: {MODEL.posterior}."
+    ),
+]
+LatentSize = Annotated[int, typer.Option(help="Dimensions.")]
+HiddenSizes = Annotated[str, typer.Option(help="Widths of the hidden layers.")]
+Epochs = Annotated[
+    int | None, typer.Option(help="At the most; default: about 6,000 steps.")
+]
+BatchSize = Annotated[int, typer.Option(help="Cells a step.")]
+LearningRate = Annotated[float, typer.Option(help="At its peak.")]
+ScoreKey = Annotated[
+    str | None,
+    typer.Option(help="obs column with labels to score clusters by; only scores."),
+]
+Layer = Annotated[str | None, typer.Option(help="Layer; default: X.")]
+BatchKey = Annotated[str | None, typer.Option(help="obs column.")]
+Genes = Annotated[
+    str | None, typer.Option(help="Boolean var column of the genes to use.")
+]
+SplitKey = Annotated[
+    str | None, typer.Option(help="obs column: train, validation, test.")
+]
+TestFraction = Annotated[
+    float, typer.Option(help="Share of cells set aside, without a split key.")
+]
 
 
 def main() -> None:
@@ -99,47 +133,27 @@ def train(
         list[str] | None,
         typer.Option(help="NAME=VALUE, such as dispersion=gene_batch or k_max=5."),
     ] = None,
-    clusters: Annotated[
-        int | None,
-        typer.Option(help=f"Of a gmvae; default: {MODEL.n_clusters}."),
-    ] = None,
-    posterior: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Of a gmvae: shared or conditional; default: {MODEL.posterior}."
-        ),
-    ] = None,
-    latent_size: Annotated[int, typer.Option(help="Dimensions.")] = MODEL.n_latent,
-    hidden_sizes: Annotated[
-        str, typer.Option(help="Widths of the hidden layers.")
-    ] = ",".join(map(str, MODEL.hidden_sizes)),
+    clusters: Clusters = None,
+    posterior: Posterior = None,
+    latent_size: LatentSize = MODEL.n_latent,
+    hidden_sizes: HiddenSizes = SIZES,
     precision: Annotated[
         str, typer.Option(help="Of gene-wide matrix products: float32 or bfloat16.")
     ] = MODEL.precision,
-    epochs: Annotated[
-        int | None, typer.Option(help="At the most; default: about 6,000 steps.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Cells a step.")] = TRAIN.batch_size,
-    learning_rate: Annotated[
-        float, typer.Option(help="At its peak.")
-    ] = TRAIN.learning_rate,
+    epochs: Epochs = None,
+    batch_size: BatchSize = TRAIN.batch_size,
+    learning_rate: LearningRate = TRAIN.learning_rate,
     samples: Annotated[
         int, typer.Option(help="Importance samples in training.")
     ] = TRAIN.n_samples,
-    layer: Annotated[str | None, typer.Option(help="Layer; default: X.")] = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column.")] = None,
+    layer: Layer = None,
+    batch_key: BatchKey = None,
     size_factor_key: Annotated[
         str | None, typer.Option(help="obs column with the depth of a cell.")
     ] = None,
-    genes: Annotated[
-        str | None, typer.Option(help="Boolean var column of the genes to use.")
-    ] = None,
-    split_key: Annotated[
-        str | None, typer.Option(help="obs column: train, validation, test.")
-    ] = None,
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of cells set aside, without a split key.")
-    ] = TRAIN.test_fraction,
+    genes: Genes = None,
+    split_key: SplitKey = None,
+    test_fraction: TestFraction = TRAIN.test_fraction,
     fractional: Annotated[
         str, typer.Option(help="Fractional counts: error, round or allow.")
     ] = "error",
@@ -201,10 +215,7 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Importance samples.")] = 100,
-    score_key: Annotated[
-        str | None,
-        typer.Option(help="obs column with labels to score clusters by; only scores."),
-    ] = None,
+    score_key: ScoreKey = None,
     missing_genes: MissingGenes = "error",
     seed: Seed = 0,
     as_json: Json = False,
@@ -272,47 +283,24 @@ def compare(
     ],
     out: Annotated[Path, typer.Option(help="The folder to write, or to go on with.")],
     models: Annotated[str, typer.Option(help="vae, gmvae or both.")] = MODEL.model,
-    clusters: Annotated[
-        int | None,
-        typer.Option(help=f"Of a gmvae; default: {MODEL.n_clusters}."),
-    ] = None,
-    posterior: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Of a gmvae: shared or conditional; default: {MODEL.posterior}."
-        ),
-    ] = None,
+    clusters: Clusters = None,
+    posterior: Posterior = None,
     seeds: Annotated[int, typer.Option(help="Fits of each.")] = 5,
     splits: Annotated[
         int, typer.Option(help="Random splits, without a split key.")
     ] = 1,
-    latent_size: Annotated[int, typer.Option(help="Dimensions.")] = MODEL.n_latent,
-    hidden_sizes: Annotated[
-        str, typer.Option(help="Widths of the hidden layers.")
-    ] = ",".join(map(str, MODEL.hidden_sizes)),
-    epochs: Annotated[
-        int | None, typer.Option(help="At the most; default: about 6,000 steps.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Cells a step.")] = TRAIN.batch_size,
-    learning_rate: Annotated[
-        float, typer.Option(help="At its peak.")
-    ] = TRAIN.learning_rate,
+    latent_size: LatentSize = MODEL.n_latent,
+    hidden_sizes: HiddenSizes = SIZES,
+    epochs: Epochs = None,
+    batch_size: BatchSize = TRAIN.batch_size,
+    learning_rate: LearningRate = TRAIN.learning_rate,
     samples: Annotated[int, typer.Option(help="Importance samples.")] = 100,
-    score_key: Annotated[
-        str | None,
-        typer.Option(help="obs column with labels to score clusters by; only scores."),
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer; default: X.")] = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column.")] = None,
-    genes: Annotated[
-        str | None, typer.Option(help="Boolean var column of the genes to use.")
-    ] = None,
-    split_key: Annotated[
-        str | None, typer.Option(help="obs column: train, validation, test.")
-    ] = None,
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of cells set aside, without a split key.")
-    ] = TRAIN.test_fraction,
+    score_key: ScoreKey = None,
+    layer: Layer = None,
+    batch_key: BatchKey = None,
+    genes: Genes = None,
+    split_key: SplitKey = None,
+    test_fraction: TestFraction = TRAIN.test_fraction,
     reference: Annotated[
         str | None,
         typer.Option(help="LIKELIHOOD/MODEL to compare with; default: the best."),
