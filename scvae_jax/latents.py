@@ -35,6 +35,24 @@ def diagonal_normal(mean: Array, log_scale: Array) -> distrax.Independent:
     return distrax.Independent(distrax.Normal(mean, jnp.exp(log_scale)), 1)
 
 
+def departed(
+    posterior: distrax.Independent, shift: Array, log_factor: Array
+) -> distrax.Independent:
+    """The posteriors q(z|x,y) that depart from q(z|x).
+
+    Args:
+        posterior: normal with independent dimensions, of batch shape [B].
+        shift: [B, K, L], added to its mean.
+        log_factor: [B, K, L], its exponential multiplies the standard deviation.
+
+    Returns:
+        Normal distributions over [L], of batch shape [B, K].
+    """
+    mean = posterior.mean()[:, None] + shift
+    scale = posterior.stddev()[:, None] * jnp.exp(log_factor)
+    return distrax.Independent(distrax.Normal(mean, scale), 1)
+
+
 def components(
     mean: Array, log_scale: Array, correlation: Array | None = None
 ) -> distrax.Distribution:

@@ -11,6 +11,7 @@ from scvae_jax.batches import Batch, Counts, lay_out, product
 from scvae_jax.config import InputError, ModelConfig, check_clusters
 from scvae_jax.latents import (
     components,
+    departed,
     diagonal_normal,
     divergence,
     sample,
@@ -81,6 +82,9 @@ class Model(NamedTuple):
             part of the mixture's, to train before components are placed; else None.
         hidden: (params, batch, dropout key or None) -> q(z|x) of the VAE, and the last
             hidden layer of the encoder, [B, n].
+        expand: (params, z [..., B, L], batch, dropout key or None) -> the last hidden
+            layer of the decoder, [..., B, n]; the first half of `decode`.
+        emit: (params, that layer [B, n], batch) -> the second half.
         infer: of a mixture, (params, z [B, L]) -> log p(y|z), [B, K].
         assign: of a mixture, (params, posterior) -> q(y|x), [B, K]: that of the network
             that gives it, or p(y|z) in the mean over N_DRAWS z ~ q(z|x), for all cells
@@ -97,6 +101,8 @@ class Model(NamedTuple):
     n_clusters: int = 0
     start: Any = None
     hidden: Callable[..., tuple[Any, Array]] | None = None
+    expand: Callable[..., Array] | None = None
+    emit: Callable[..., tuple[dict[str, Array], ...]] | None = None
     infer: Callable[[Tree, Array], Array] | None = None
     assign: Callable[[Tree, Any], Array] | None = None
 
@@ -199,21 +205,27 @@ def vae(
     def encode(params: Tree, batch: Batch, key: Array | None = None):
         return encode_all(params, batch, key)[0]
 
-    def decode(params: Tree, z: Array, batch: Batch, key: Array | None = None):
+    def expand(params: Tree, z: Array, batch: Batch, key: Array | None = None):
         columns = [
             jax.nn.one_hot(batch.categorical[:, i], n)
             for i, n in enumerate(n_categories)
         ]
         covariates = jnp.concatenate([*columns, batch.continuous], axis=-1)
-        shapes = [(z.shape[0], size) for size in decoder.hidden_sizes]
+        shapes = [(batch.weight.shape[0], size) for size in decoder.hidden_sizes]
         keep = keep_masks(key, shapes, [dropout_decoder] * len(shapes))
         variables = {"params": params["decoder"]}
-        heads = decoder.apply(variables, z, covariates, keep)
+        return decoder.apply(variables, z, covariates, keep, method="expand")
+
+    def emit(params: Tree, h: Array, batch: Batch):
+        heads = decoder.apply({"params": params["decoder"]}, h, method="emit")
         code = batch.categorical[:, 0] if n_categories else None
         return tuple(
             m.likelihood.link(h, params["free"][m.name], Covariates(c.depth, code))
             for m, h, c in zip(modalities, heads, batch.counts, strict=True)
         )
+
+    def decode(params: Tree, z: Array, batch: Batch, key: Array | None = None):
+        return emit(params, expand(params, z, batch, key), batch)
 
     prior = standard_normal(n_latent)
 
@@ -236,6 +248,8 @@ def vae(
         weigh,
         _terms_of(encode, weigh),
         hidden=encode_all,
+        expand=expand,
+        emit=emit,
     )
 
 
@@ -281,7 +295,8 @@ def gmvae(
     base = vae(modalities, n_latent=n_latent, hidden_sizes=hidden_sizes, **networks)
     n_features = sum(m.n_features for m in base.modalities)
     n_hidden = hidden_sizes[-1] if hidden_sizes else n_features
-    size = hidden_sizes[-1] if hidden_sizes else n_latent
+    # as wide as what it departs from has to say: at 128 it cost a tenth of a step
+    size = min(n_hidden, 4 * n_latent)
     clusters = ClusterEncoder(n_clusters, n_latent, size)
 
     def init(key: Array, profiles: Profiles | None = None) -> Tree:
@@ -322,10 +337,8 @@ def gmvae(
         if posterior == "shared":
             return q
         logits, shift = clusters.apply({"params": params["clusters"]}, h)
-        mean = q.mean()[:, None] + shift[..., :n_latent]
-        log_scale = jnp.log(q.stddev())[:, None] + shift[..., n_latent:]
         return distrax.MixtureSameFamily(
-            distrax.Categorical(logits), diagonal_normal(mean, log_scale)
+            distrax.Categorical(logits), departed(q, *jnp.split(shift, 2, axis=-1))
         )
 
     def weigh_shared(params: Tree, z: Array, q, batch: Batch, key=None) -> Terms:
@@ -347,15 +360,15 @@ def gmvae(
     def weigh_conditional(params: Tree, z: Array, q, batch: Batch, key=None) -> Terms:
         prior, q_z = prior_of(params), q.components_distribution
 
-        def log_px_of(z: Array) -> Array:
-            return log_likelihood(
-                base.modalities, batch, base.decode(params, z, batch, key)
-            )
+        def log_px_of(h: Array) -> Array:
+            return log_likelihood(base.modalities, batch, base.emit(params, h, batch))
 
+        # what is as wide as the genes, of one cluster at a time
+        h = base.expand(params, jnp.swapaxes(z, 0, 1), batch, key)
         log_pz = prior.log_prob(z)
         return Terms(
             z=z,
-            log_px=_each(log_px_of, jnp.swapaxes(z, 0, 1), batch).T,
+            log_px=_each(log_px_of, h, batch).T,
             log_pz=log_pz,
             log_qz=q_z.log_prob(z),
             kl_z=divergence(q_z, prior),
@@ -392,6 +405,8 @@ def gmvae(
         n_clusters=n_clusters,
         start=base,
         hidden=base.hidden,
+        expand=base.expand,
+        emit=base.emit,
         infer=infer,
         assign=assign,
     )

@@ -184,19 +184,32 @@ class Decoder(nn.Module):
     dropout: float
     precision: str = "float32"
 
-    @nn.compact
-    def __call__(
-        self, z: Array, covariates: Array, keep: Masks | None = None
-    ) -> tuple[dict[str, Array], ...]:
-        """[B, L], [B, n] -> a dict of arrays [B, G, *shape] for each modality."""
-        h = jnp.concatenate([z, covariates], axis=-1)
-        h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(h, keep)
-        return tuple(
-            {
-                head.name: Output((n_features, *head.shape), self.precision)(h)
-                for head in heads
-            }
+    def setup(self) -> None:
+        self.body = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)
+        self.output = [
+            Output((n_features, *head.shape), self.precision)
             for n_features, heads in self.heads
+            for head in heads
+        ]
+
+    def __call__(self, z: Array, covariates: Array) -> tuple[dict[str, Array], ...]:
+        """[B, L], [B, n] -> a dict of arrays [B, G, *shape] for each modality."""
+        return self.emit(self.expand(z, covariates))
+
+    def expand(self, z: Array, covariates: Array, keep: Masks | None = None) -> Array:
+        """[..., B, L], [B, n] -> the last hidden layer [..., B, hidden_sizes[-1]]."""
+        # flat: products over two leading axes are slower, with their gradients
+        times = (math.prod(z.shape[:-2]), 1)
+        inputs = [z.reshape(-1, z.shape[-1]), jnp.tile(covariates, times)]
+        keep = [k if k is None else jnp.tile(k, times) for k in keep or ()]
+        h = self.body(jnp.concatenate(inputs, axis=-1), keep)
+        return h.reshape(*z.shape[:-1], h.shape[-1])
+
+    def emit(self, h: Array) -> tuple[dict[str, Array], ...]:
+        """[B, n] -> a dict of arrays [B, G, *shape] for each modality."""
+        outputs = iter(self.output)
+        return tuple(
+            {head.name: next(outputs)(h) for head in heads} for _, heads in self.heads
         )
 
     def constant(
@@ -218,9 +231,9 @@ class Decoder(nn.Module):
         ]
         outputs = {}
         for i, value in enumerate(heads):
-            old = params[f"Output_{i}"]
+            old = params[f"output_{i}"]
             bias = jnp.broadcast_to(jnp.ravel(value), old["bias"].shape)
-            outputs[f"Output_{i}"] = {
+            outputs[f"output_{i}"] = {
                 "kernel": jnp.zeros_like(old["kernel"]),
                 "bias": bias,
             }

@@ -73,3 +73,16 @@ def test_divergence_is_the_mean_log_ratio_of_samples(moments):
     error = np.abs(ratio.mean(0) - closed_form(*moments))
     # five standard errors
     assert np.all(error < 5 * ratio.std(0) / np.sqrt(len(z)))
+
+
+def test_a_posterior_departs_by_a_shift_and_a_factor(moments):
+    random = np.random.default_rng(2)
+    shift, log_factor = random.normal(size=(2, N_CELLS, 4, N_LATENT)).astype("float32")
+    posterior = latents.diagonal_normal(*moments)
+    found = latents.departed(posterior, shift, log_factor)
+    assert found.batch_shape == (N_CELLS, 4) and found.event_shape == (N_LATENT,)
+    mean, log_scale = moments
+    np.testing.assert_allclose(found.mean(), mean[:, None] + shift, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.stddev(), np.exp(log_scale[:, None] + log_factor), rtol=1e-5
+    )

@@ -161,9 +161,9 @@ def linear():
         )
         params = some_params(model)
         decoder = params["decoder"]
-        decoder["Output_0"] = {"kernel": weights, "bias": offset}
-        decoder["Output_1"] = jax.tree.map(jnp.zeros_like, decoder["Output_1"])
-        decoder["Output_1"]["bias"] += log_scale
+        decoder["output_0"] = {"kernel": weights, "bias": offset}
+        decoder["output_1"] = jax.tree.map(jnp.zeros_like, decoder["output_1"])
+        decoder["output_1"]["bias"] += log_scale
         # an encoder that is not far off: the posterior under a standard normal
         variance = np.exp(2 * log_scale)
         spread = np.linalg.inv(np.eye(N_LATENT) + weights @ weights.T / variance)

@@ -123,6 +123,20 @@ def test_terms_of_sparse_and_dense_batches_agree(name, sparse_batch):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_decoding_in_halves_for_many_z_of_a_cell(sparse_batch):
+    model = model_of("negative_binomial", dropout_decoder=0.4)
+    params = model.init(KEY)
+    z = jax.random.normal(KEY, (4, 10, 3))
+    # one dropout mask of a cell, whatever the z
+    h = model.expand(params, z, sparse_batch, KEY)
+    assert h.shape[:2] == (4, 10)
+    for one, last in zip(z, h, strict=True):
+        (whole,) = model.decode(params, one, sparse_batch, KEY)
+        (halves,) = model.emit(params, last, sparse_batch)
+        for name, value in whole.items():
+            np.testing.assert_allclose(halves[name], value, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("mean", ["library", "free"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_decoder_starts_at_the_mean_profile(name, mean, sparse_batch):
@@ -142,7 +156,7 @@ def test_a_decoder_starts_at_the_mean_profile(name, mean, sparse_batch):
     slopes = jax.grad(lambda p: model.terms(p, KEY, sparse_batch, 1).log_px.sum())(
         params
     )
-    assert np.abs(slopes["decoder"]["Output_0"]["kernel"]).max() > 0
+    assert np.abs(slopes["decoder"]["output_0"]["kernel"]).max() > 0
 
 
 def test_other_data_starts_at_its_mean_too():
@@ -212,7 +226,7 @@ def test_no_head_is_computed_that_the_likelihood_does_not_need(name, options, n_
         for path, leaf in jax.tree_util.tree_leaves_with_path(
             model.init(KEY)["decoder"]
         )
-        if path[-1].key == "kernel" and "Output" in str(path)
+        if path[-1].key == "kernel" and "output" in str(path)
     ]
     # the mirrored decoder ends with 16 units
     assert sum(kernel.size for kernel in kernels) == 16 * 40 * n_heads

@@ -34,9 +34,9 @@ def linear():
     to_mean = weights.T @ posterior_covariance / variance
     # q is near it: shifted, and its scales a little too wide
     decoder, encoder = params["decoder"], params["encoder"]
-    decoder["Output_0"] = {"kernel": weights, "bias": offset}
-    decoder["Output_1"]["kernel"] *= 0.0
-    decoder["Output_1"]["bias"] += log_scale
+    decoder["output_0"] = {"kernel": weights, "bias": offset}
+    decoder["output_1"]["kernel"] *= 0.0
+    decoder["output_1"]["bias"] += log_scale
     encoder["Dense_0"] = {"kernel": to_mean, "bias": 0.3 - offset @ to_mean}
     encoder["Dense_1"]["kernel"] *= 0.0
     encoder["Dense_1"]["bias"] += 0.5 * np.log(np.diag(posterior_covariance)) + 0.3
