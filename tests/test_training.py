@@ -58,7 +58,7 @@ def test_a_fit_starts_at_the_mean_profile_of_its_training_cells(small):
     found = fit(small, epochs=1, learning_rate=0.0)
     train = small[found.cells[found.split == "train"], found.genes].X
     mean = np.asarray(train.mean(axis=0)).ravel()
-    output = found.params["decoder"]["Output_0"]
+    output = found.params["decoder"]["output_0"]
     bias = np.log(mean + 0.5 / train.shape[0])
     np.testing.assert_allclose(output["bias"], bias, rtol=1e-5, atol=1e-6)
     assert not np.any(output["kernel"])
