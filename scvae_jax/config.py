@@ -200,6 +200,9 @@ class TrainConfig:
         batch_size: cells a step; clipped to the number of training cells.
         learning_rate: the peak, from which it falls along a cosine to 1 % of itself.
         weight_decay: of AdamW, on weight matrices alone.
+        free_rate: how many times the learning rate that of parameters beside the
+            weights is, such as log dispersions. More than 1 reaches them sooner where
+            counts are sparse and bursty; it may part clusters less well.
         n_samples: importance samples S; 1 trains by the ELBO with its analytic KL, more
             by the importance-weighted bound.
         kl_weight: weight of the KL terms after the warm-up; what is reported is at 1.
@@ -223,6 +226,7 @@ class TrainConfig:
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    free_rate: float = 1.0
     n_samples: int = 1
     kl_weight: float = 1.0
     kl_warmup: float = 0.2
@@ -243,6 +247,7 @@ class TrainConfig:
         check_count("seed", self.seed, 0, 2**32 - 1)
         _check_range("learning_rate", self.learning_rate, 0.0, 10.0)
         _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        _check_range("free_rate", self.free_rate, 0.0, 1e3)
         _check_range("kl_weight", self.kl_weight, 0.0, 1e3)
         _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
         _check_range("free_nats", self.free_nats, 0.0, 1e6)

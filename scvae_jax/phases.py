@@ -325,6 +325,7 @@ def _compile(
             epochs * steps_per_epoch,
             learning_rate=setting("learning_rate"),
             weight_decay=setting("weight_decay"),
+            free_rate=setting("free_rate"),
         )
 
         def warm_up(step: Array) -> Array:

@@ -154,6 +154,7 @@ def default_optimizer(
     *,
     learning_rate: float | Array = 2e-3,
     weight_decay: float | Array = 1e-4,
+    free_rate: float | Array = 1.0,
 ) -> optax.GradientTransformation:
     """AdamW on a cosine schedule; weight decay on weight matrices alone.
 
@@ -161,6 +162,9 @@ def default_optimizer(
         n_steps: over which the rate falls to 1 % of its peak.
         learning_rate: the peak.
         weight_decay: of AdamW.
+        free_rate: how many times the rate of weights that of parameters learned beside
+            them is ("free", such as log dispersions). Adam moves a number by at most
+            the rate, and a log dispersion may have far to go.
 
     Returns:
         An optax optimiser.
@@ -171,5 +175,16 @@ def default_optimizer(
             lambda path, _: getattr(path[-1], "key", None) == "kernel", params
         )
 
+    def at_own_rate(updates: Any, _: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                free_rate * leaf if getattr(path[0], "key", None) == "free" else leaf
+            ),
+            updates,
+        )
+
     schedule = optax.cosine_decay_schedule(learning_rate, n_steps, alpha=0.01)
-    return optax.adamw(schedule, weight_decay=weight_decay, mask=kernels)
+    return optax.chain(
+        optax.adamw(schedule, weight_decay=weight_decay, mask=kernels),
+        optax.stateless(at_own_rate),
+    )

@@ -35,6 +35,7 @@ MODEL_SETTINGS = ("dropout_input", "dropout_hidden", "dropout_decoder")
 TRAIN_SETTINGS = (
     "learning_rate",
     "weight_decay",
+    "free_rate",
     "kl_weight",
     "kl_warmup",
     "free_nats",
@@ -135,7 +136,8 @@ def fit_many(
         train_config: how; None for the defaults.
         seeds: one fit for each.
         settings: values to try, in every combination and with each seed, of dropout
-            rates, learning_rate, weight_decay, kl_weight, kl_warmup or free nats.
+            rates, learning_rate, weight_decay, free_rate, kl_weight, kl_warmup or free
+            nats.
         layer: as in `fit`, like all that follows.
         batch_key: obs column with the batch of a cell.
         size_factor_key: obs column with the depth of a cell.

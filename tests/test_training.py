@@ -271,6 +271,20 @@ def test_weight_decay_spares_free_parameters(setting):
     assert not moved["['free']['rna']['log_dispersion']"]
 
 
+def test_free_parameters_may_have_a_rate_of_their_own(setting, small):
+    model, _, _, state = setting
+    optimizer = steps.default_optimizer(10, weight_decay=0.0, free_rate=20.0)
+    ones = jax.tree.map(jnp.ones_like, state.params)
+    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    free = updates["free"]["rna"]["log_dispersion"]
+    weights = updates["decoder"]["output_0"]["kernel"]
+    np.testing.assert_allclose(weights, -2e-3, rtol=1e-4)
+    np.testing.assert_allclose(free, -2e-3 * 20.0, rtol=1e-4)
+    # none at all: they stay where they start
+    result = fit(small, epochs=2, free_rate=0.0)
+    assert (result.params["free"]["rna"]["log_dispersion"] == 0.0).all()
+
+
 @pytest.mark.parametrize(
     ("n_epochs", "steps_per_epoch", "expected"),
     [(7, 27, 7), (None, 27, 222), (None, 5, 400), (None, 10_000, 20)],
