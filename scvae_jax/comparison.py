@@ -31,7 +31,15 @@ from scvae_jax.config import (
 from scvae_jax.counts import CountData, obs_column, prepare
 from scvae_jax.epochs import ALIVE
 from scvae_jax.evaluation import CellBounds, cell_bounds, kmeans, scores
-from scvae_jax.ledger import PICTURES, fit_name, open_folder, read_fit, whole, write_fit
+from scvae_jax.ledger import (
+    PICTURES,
+    fit_name,
+    open_folder,
+    read_fit,
+    take_place,
+    whole,
+    write_fit,
+)
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import from_config, named_likelihood
 from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
@@ -162,8 +170,8 @@ def compare(
         n_samples: decodes of each cell: importance samples, a K-th of them where each
             takes K decodes (a gmvae with posterior="conditional").
         reference: "likelihood/model" to take differences to; None: the best.
-        overwrite: replace a comparison that is in the folder, once the input is known
-            to be good.
+        overwrite: replace a comparison that is in the folder, once the new one is
+            finished; until then it is made beside it, and goes on if stopped.
         progress: show progress on standard error.
 
     Returns:
@@ -235,14 +243,14 @@ def compare(
         del settings["gmvae"]
     settings |= {"score_key": score_key, "n_samples": n_samples}
     folder = Path(out).absolute()
-    settings = open_folder(folder, settings, overwrite)
+    work, settings = open_folder(folder, settings, overwrite)
 
     numbers = range(train_config.seed, train_config.seed + seeds)
     jobs = [(cells, *key) for cells in parts for key in entries]
     files, given = [], {}
     for number, (cells, label, model) in enumerate(jobs, start=1):
         key = cells.name, label, model, cells.split
-        paths = {seed: folder / "fits" / fit_name((*key, seed)) for seed in numbers}
+        paths = {seed: work / "fits" / fit_name((*key, seed)) for seed in numbers}
         files += paths.values()
         missing = [seed for seed, path in paths.items() if not path.exists()]
         if not missing:
@@ -278,7 +286,9 @@ def compare(
         )
         for seed in missing:
             write_fit(paths[seed], done[seed])
-    return _report(folder, [read_fit(path) for path in files], settings, reference)
+    found = _report(work, [read_fit(path) for path in files], settings, reference)
+    take_place(work, folder)
+    return found._replace(folder=folder)
 
 
 def _entries(

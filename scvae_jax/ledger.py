@@ -29,24 +29,24 @@ TABLES = ("table.csv", "ranks.csv", "table.json")
 PICTURES = ("differences.png", "clusters.png")
 
 
-def open_folder(folder: Path, settings: Row, overwrite: bool) -> Row:
+def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row]:
     """Make the folder, or go on with one of the same settings.
 
     Args:
         folder: its path.
         settings: JSON values. Those in a dict, such as the digests of data sets by
             name, may be added to, and what is not used now stays.
-        overwrite: replace a comparison that is there.
+        overwrite: replace a comparison that is there, by one made beside it that takes
+            its place when it is finished (`take_place`).
 
     Returns:
-        The settings that the folder now has.
+        The folder to work in, and the settings that it now has.
 
     Raises:
         InputError: if something else is there, or a comparison of other settings.
     """
-    marker = folder / SETTINGS
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        known = _read_settings(marker)
+        known = _read_settings(folder / SETTINGS)
         if known is None:
             raise InputError(
                 f"found {folder}, which is not a comparison, expected a new path or "
@@ -60,18 +60,37 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> Row:
                 "another path or replace it (overwrite=True, --overwrite)"
             )
         if overwrite:
-            shutil.rmtree(folder / "fits", ignore_errors=True)
-            for name in (*TABLES, *PICTURES):
-                (folder / name).unlink(missing_ok=True)
-        else:
-            settings = known | {
-                name: known.get(name, {}) | value if isinstance(value, dict) else value
-                for name, value in settings.items()
-            }
+            folder = folder.with_name(f".{folder.name}-new")
+            known = _read_settings(folder / SETTINGS)
+            if known is None or _changed(known, settings):
+                # of an earlier call that was stopped
+                shutil.rmtree(folder, ignore_errors=True)
+                known = {}
+        settings = known | {
+            name: known.get(name, {}) | value if isinstance(value, dict) else value
+            for name, value in settings.items()
+        }
     (folder / "fits").mkdir(parents=True, exist_ok=True)
-    with whole(marker) as part:
+    with whole(folder / SETTINGS) as part:
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    return settings
+    return folder, settings
+
+
+def take_place(work: Path, folder: Path) -> None:
+    """Put a finished comparison in the place of an old one; other files stay.
+
+    Args:
+        work: where it was made, from `open_folder`.
+        folder: where it belongs; it may be the same.
+    """
+    if work == folder:
+        return
+    shutil.rmtree(folder / "fits", ignore_errors=True)
+    for name in (*TABLES, *PICTURES):
+        (folder / name).unlink(missing_ok=True)
+    for path in work.iterdir():
+        os.replace(path, folder / path.name)
+    work.rmdir()
 
 
 def _read_settings(path: Path) -> Row | None:

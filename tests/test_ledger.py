@@ -68,14 +68,14 @@ def test_names_of_files_tell_fits_apart():
 
 def test_a_folder_goes_on_and_grows(tmp_path):
     folder = tmp_path / "new" / "folder"
-    assert ledger.open_folder(folder, SETTINGS, False) == SETTINGS
+    assert ledger.open_folder(folder, SETTINGS, False) == (folder, SETTINGS)
     (folder / "fits" / "one.npz").write_text("finished")
-    assert ledger.open_folder(folder, SETTINGS, False) == SETTINGS
+    assert ledger.open_folder(folder, SETTINGS, False) == (folder, SETTINGS)
     # another data set, and settings that only a mixture has
     more = SETTINGS | {"data": {"two": "b"}, "gmvae": {"n_clusters": 3}}
-    grown = ledger.open_folder(folder, more, False)
+    _, grown = ledger.open_folder(folder, more, False)
     assert grown["data"] == {"one": "a", "two": "b"}
-    assert ledger.open_folder(folder, SETTINGS, False) == grown
+    assert ledger.open_folder(folder, SETTINGS, False) == (folder, grown)
     assert json.loads((folder / "comparison.json").read_text()) == grown
     assert (folder / "fits" / "one.npz").read_text() == "finished"
 
@@ -89,23 +89,37 @@ def test_a_folder_goes_on_and_grows(tmp_path):
     ],
 )
 def test_other_settings_are_refused_or_overwrite(tmp_path, changes, text):
-    ledger.open_folder(tmp_path, SETTINGS, False)
+    folder = tmp_path / "out"
+    ledger.open_folder(folder, SETTINGS, False)
     names = ["fits/one.npz", *ledger.TABLES, *ledger.PICTURES, "of the user.txt"]
     for name in names:
-        (tmp_path / name).write_text("there")
+        (folder / name).write_text("there")
     with pytest.raises(
         InputError, match=f"found a comparison at .*{text}.*--overwrite"
     ):
-        ledger.open_folder(tmp_path, SETTINGS | changes, False)
-    assert all((tmp_path / name).read_text() == "there" for name in names)
-    settings = ledger.open_folder(tmp_path, SETTINGS | changes, True)
+        ledger.open_folder(folder, SETTINGS | changes, False)
+    work, settings = ledger.open_folder(folder, SETTINGS | changes, True)
     assert settings == SETTINGS | changes
-    assert sorted(os.listdir(tmp_path)) == [
+    # the old one stays until the new one is finished, which goes on if it was stopped
+    (work / "fits" / "two.npz").write_text("new")
+    assert ledger.open_folder(folder, SETTINGS | changes, True) == (work, settings)
+    assert all((folder / name).read_text() == "there" for name in names)
+    ledger.take_place(work, folder)
+    assert sorted(os.listdir(folder)) == [
         "comparison.json",
         "fits",
         "of the user.txt",
     ]
-    assert os.listdir(tmp_path / "fits") == []
+    assert os.listdir(folder / "fits") == ["two.npz"]
+    assert json.loads((folder / "comparison.json").read_text()) == settings
+    assert os.listdir(tmp_path) == ["out"]
+    # with other settings it does not go on
+    work, _ = ledger.open_folder(folder, SETTINGS, True)
+    (work / "fits" / "three.npz").write_text("new")
+    work, _ = ledger.open_folder(folder, SETTINGS | {"seed": 1}, True)
+    assert os.listdir(work / "fits") == ["three.npz"]
+    work, _ = ledger.open_folder(folder, SETTINGS | {"n_samples": 11}, True)
+    assert os.listdir(work / "fits") == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
