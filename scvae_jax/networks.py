@@ -185,6 +185,7 @@ class Decoder(nn.Module):
     precision: str = "float32"
 
     def setup(self) -> None:
+        """The layers; those of each modality and head in one list."""
         self.body = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)
         self.output = [
             Output((n_features, *head.shape), self.precision)

@@ -1,0 +1,71 @@
+"""SCVI's side of the comparison with the peers, in an environment of its own.
+
+    PYTHON experiments/peer_scvi.py FILE.h5ad --likelihood nb --seed 0 --out ROW.npz
+
+Started by `against_peers.py` (scvi-tools 1.4). Trains at its defaults on cells marked
+train, and writes bounds of the test cells, the latents of all cells and the seconds
+from the start of its imports to the end of its training; prints the versions. Bounds
+are averaged over cells by the reader: SCVI's own mean counts a short last batch as a
+full one.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import time
+import warnings
+
+START = time.perf_counter()
+
+import anndata  # noqa: E402
+import numpy as np  # noqa: E402
+import scvi  # noqa: E402
+import torch  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file")
+    parser.add_argument("--likelihood", choices=["poisson", "nb", "zinb"])
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--batch-key")
+    parser.add_argument("--samples", type=int, default=500)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    scvi.settings.seed = arguments.seed
+    adata = anndata.read_h5ad(arguments.file)
+    where = {
+        part: np.flatnonzero((adata.obs["split"] == part).to_numpy())
+        for part in ("train", "validation", "test")
+    }
+    scvi.model.SCVI.setup_anndata(adata, batch_key=arguments.batch_key)
+    model = scvi.model.SCVI(adata, n_latent=10, gene_likelihood=arguments.likelihood)
+    model.train(
+        accelerator="cpu",
+        enable_progress_bar=False,
+        datasplitter_kwargs={"external_indexing": list(where.values())},
+    )
+    seconds = time.perf_counter() - START
+    elbo = model.get_elbo(indices=where["test"], return_mean=False)
+    marginal = model.get_marginal_ll(
+        indices=where["test"], n_mc_samples=arguments.samples, return_mean=False
+    )
+    np.savez(
+        arguments.out,
+        elbo=np.asarray(elbo).ravel(),
+        marginal=np.asarray(marginal).ravel(),
+        latent=model.get_latent_representation(),
+        seconds=seconds,
+        epochs=len(model.history["elbo_train"]),
+    )
+    versions = {"scvi-tools": scvi.__version__, "torch": torch.__version__}
+    versions |= {"python": platform.python_version()}
+    versions |= {"threads": torch.get_num_threads()}
+    print(json.dumps(versions))
+
+
+if __name__ == "__main__":
+    main()
