@@ -9,6 +9,7 @@ and --likelihoods take a part.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -52,6 +53,10 @@ def main() -> None:
             ]
             result["rows"] = [*kept, {"set": name, "likelihood": likelihood, **row}]
             print(name, likelihood, row["test"], flush=True)
+            places = {
+                pair: i for i, pair in enumerate(itertools.product(SETS, LIKELIHOODS))
+            }
+            result["rows"].sort(key=lambda r: places[r["set"], r["likelihood"]])
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
