@@ -154,3 +154,20 @@ def test_measured_times_to_quality_are_those_of_the_json():
         )
         table.append(line.replace("-", "−"))
     assert table_below("| set | SCVI's ELBO") == table
+
+
+def test_measured_bounds_beside_scvi_are_those_of_the_json():
+    path = Path(__file__).parents[1] / "experiments" / "against_peers.json"
+    table = []
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        ours, theirs = (row["bounds"][tool] for tool in ("scvae_jax", "scvi"))
+        difference = f"{row['difference']:+.2f}"
+        if row["interval"]:
+            low, high = row["interval"]
+            difference += f" ({low:+.2f} to {high:+.2f})"
+        line = (
+            f"| {row['set']} | `{row['likelihood']}` | {len(row['seeds'])} | "
+            f"{ours:.2f} | {theirs:.2f} | {difference} | {row['times_faster']:.1f} |"
+        )
+        table.append(line.replace("-", "−"))
+    assert table_below("| set | likelihood | seeds") == table
