@@ -173,10 +173,9 @@ def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
 
 
 def plain(adata, labels, k, options, train, seeds) -> dict:
-    """A VAE of the same sizes: k-means on its latents, and its bounds."""
-    fitted = sv.fit_many(
-        adata, sv.ModelConfig(), sv.TrainConfig(**train), seeds=seeds, **options
-    )
+    """A VAE of these sizes, trained alike: k-means on its latents, its bounds."""
+    config = sv.TrainConfig(free_rate=1.0, **train)
+    fitted = sv.fit_many(adata, sv.ModelConfig(), config, seeds=seeds, **options)
     cells = training.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
     rows = []
     for fit in fits_of(fitted):

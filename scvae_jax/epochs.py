@@ -60,14 +60,16 @@ def first_carry(state: TrainState) -> Carry:
 class Setup(NamedTuple):
     """What an epoch trains: a model, its objective and its step.
 
-    The state after an epoch may be the best once the KL weight has reached
-    `full_weight`: before that, latents that are bought too dear lose to none at all.
+    The KL weight has risen when it has reached `full_weight`. Where `only_risen`, no
+    state from before may be the best: a mixture needs latents that tell cells apart,
+    and while they are bought too dear they lose to none at all.
     """
 
     model: Model
     objective: Objective
     step: Callable
     full_weight: Array
+    only_risen: bool
 
 
 def make_epoch(
@@ -97,7 +99,7 @@ def make_epoch(
         held_out: CellData,
         in_order: tuple[Array, Array],
     ) -> tuple[Carry, dict[str, Array]]:
-        model, objective, step, full_weight = setup(settings)
+        model, objective, step, full_weight, only_risen = setup(settings)
 
         def one(state: TrainState, position: tuple[Array, Array]):
             batch = batches.cut(train, *position, n_genes, n_slots)
@@ -109,13 +111,10 @@ def make_epoch(
         # the same noise at every look, apart from that of the steps: fold_in(key, step)
         key = jax.random.fold_in(state.key, 2**32 - 1)
         seen = validate(model, objective, state.params, key, held_out, in_order)
-        eligible = metrics.kl_weight[-1] >= full_weight * (1.0 - 1e-6)
-        better = jnp.where(
-            eligible,
-            seen["validation_bound"] > carry.best_bound,
-            # the latest, as long as there is none
-            jnp.isneginf(carry.best_bound),
-        )
+        risen = metrics.kl_weight[-1] >= full_weight * (1.0 - 1e-6)
+        better = seen["validation_bound"] > carry.best_bound
+        if only_risen:
+            better &= risen
         best_params = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
             state.params,
@@ -128,11 +127,10 @@ def make_epoch(
             **seen,
             "skipped_steps": state.skipped,
             "longest_skipped_run": state.longest_run,
-            "eligible": eligible,
+            "risen": risen,
+            "better": better,
         }
-        best_bound = jnp.where(
-            better & eligible, seen["validation_bound"], carry.best_bound
-        )
+        best_bound = jnp.where(better, seen["validation_bound"], carry.best_bound)
         return Carry(state, best_params, best_bound), figures
 
     def validate(

@@ -241,7 +241,7 @@ class _Fit:
         self.start_phase(0)
 
     def start_phase(self, before: int) -> None:
-        self.best_epoch, self.best_bound = before, -np.inf
+        self.best_epoch, self.best_bound, self.waited = before, -np.inf, 0
         self.active = self.error is None
 
     @property
@@ -261,7 +261,7 @@ class _Fit:
     ) -> None:
         """Note the figures of an epoch, and stop where patience runs out."""
         skipped_run = figures.pop("longest_skipped_run")
-        eligible = figures.pop("eligible")
+        risen, better = figures.pop("risen"), figures.pop("better")
         if skipped_run >= MAX_SKIPPED_RUN:
             self.fail(
                 f"found {skipped_run} steps in a row with non-finite gradients, "
@@ -273,12 +273,11 @@ class _Fit:
         self.history.append(
             {"epoch": number, "phase": phase, **figures, "seconds": round(seconds, 4)}
         )
-        if eligible and figures["validation_bound"] > self.best_bound:
+        if better:
             self.best_epoch, self.best_bound = number, figures["validation_bound"]
-        elif not eligible and np.isneginf(self.best_bound):
-            # patience begins when the KL weight has risen
-            self.best_epoch = number
-        if number - self.best_epoch >= self.patience:
+        # patience begins when the KL weight has risen
+        self.waited = 0 if better or not risen else self.waited + 1
+        if self.waited >= self.patience:
             self.active = False
 
     def end_phase(self, config: TrainConfig) -> None:
@@ -342,7 +341,8 @@ def _compile(
         step = make_train_step(model, objective, optimizer, kl_weight=weight)
         # where the phase leads, be it below 1
         last = before + phase.epochs * steps_per_epoch - 1
-        return Setup(model, objective, step, weight(jnp.int32(last)))
+        only_risen = plan.build({}).start is not None
+        return Setup(model, objective, step, weight(jnp.int32(last)), only_risen)
 
     in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
     n_genes = plan.build({}).modalities[0].n_features

@@ -71,6 +71,30 @@ def test_phases_follow_each_other(fits):
     assert 1 < fits.history[-1]["effective_clusters"] <= 3
 
 
+@pytest.mark.parametrize("kind", ["vae", "gmvae"])
+def test_only_of_a_vae_may_a_state_of_the_warm_up_be_the_best(types, kind):
+    """Patience begins after it; of a mixture the best does too, in each phase."""
+    config = sv.ModelConfig(model=kind, n_clusters=1, **SMALL)
+    # so high a weight that the bound is best on the way there
+    given = {"learning_rate": 2e-2, "kl_weight": 20.0, "kl_warmup": 0.25}
+    result = fit_many(types, config, seeds=(0,), epochs=40, patience=3, **given)
+    names = ("vae", "gmvae") if kind == "gmvae" else ("vae",)
+    for name in names:
+        rows = [row for row in result.history if row["phase"] == name]
+        bounds = [row["validation_bound"] for row in rows]
+        risen = next(i for i, row in enumerate(rows) if row["kl_weight"] == 20.0)
+        highest = int(np.argmax(bounds))
+        assert highest + 3 < risen
+        best = highest
+        if kind == "gmvae":
+            best = risen + int(np.argmax(bounds[risen:]))
+        assert len(rows) == (risen + 3 if kind == "vae" else best + 1 + 3)
+    assert result.summary["best_epoch"] == rows[best]["epoch"]
+    assert result.summary["validation_bound"] == bounds[best]
+    figures = sv.evaluate(types, result, split="validation", n_samples=100)
+    assert figures["elbo"] == pytest.approx(bounds[best], abs=4.0)
+
+
 @pytest.fixture(scope="module")
 def conditional(types):
     """A fit with the conditional posterior."""
@@ -206,7 +230,7 @@ def test_fits_that_have_stopped_are_left_alone(types):
         seeds=(0,),
     )
     fits = (found, *found.alternatives)
-    assert [len(f.history) for f in fits] == [20, 9]
+    assert [len(f.history) for f in fits] == [20, 8]
     assert [f.summary["stopped_early"] for f in fits] == [False, True]
     for f in fits:
         bounds = [row["validation_bound"] for row in f.history]

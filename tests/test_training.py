@@ -201,20 +201,6 @@ def test_early_stopping_stops_and_returns_the_best(small):
     assert abs(figures["elbo"] - bounds[best]) < 0.3 * abs(bounds[-1] - bounds[best])
 
 
-def test_nothing_is_the_best_and_nothing_stops_while_the_kl_warms_up(small):
-    """A state of the warm-up would win over later ones, and stop the training there."""
-    given = {"learning_rate": 0.3, "weight_decay": 0.0, "kl_warmup": 0.5}
-    result = fit(small, epochs=40, patience=3, **given)
-    bounds = [figures["validation_bound"] for figures in result.history]
-    weights = [figures["kl_weight"] for figures in result.history]
-    risen = next(i for i, weight in enumerate(weights) if weight == 1.0)
-    assert risen >= 19 and int(np.argmax(bounds)) < risen
-    best = risen + int(np.argmax(bounds[risen:]))
-    assert result.summary["best_epoch"] == best + 1
-    assert result.summary["validation_bound"] == bounds[best]
-    assert len(bounds) == min(best + 1 + 3, 40)
-
-
 def test_the_bound_beats_the_null_model(small):
     """After training, held-out cells are better explained than by the mean profile."""
     result = fit(small, epochs=150, patience=150)
@@ -291,6 +277,16 @@ def test_free_parameters_may_have_a_rate_of_their_own(setting, small):
 )
 def test_number_of_epochs(n_epochs, steps_per_epoch, expected):
     assert phases.n_epochs(TrainConfig(epochs=n_epochs), steps_per_epoch) == expected
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("vae", 20.0), ("gmvae", 1.0)])
+def test_the_rate_of_free_parameters_is_the_models_unless_given(small, kind, rate):
+    config = sv.ModelConfig(model=kind, n_clusters=1, n_latent=2, hidden_sizes=(8,))
+    found = fit(small, config)
+    assert found.train_config.free_rate == rate
+    # and that is what training uses
+    assert same(found.params, fit(small, config, free_rate=rate).params)
+    assert not same(found.params, fit(small, config, free_rate=5.0).params)
 
 
 def test_every_cell_once_an_epoch_and_slots_for_the_fullest_batch(small):
