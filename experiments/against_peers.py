@@ -136,6 +136,7 @@ def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
         "n_cells": differences.shape[1],
         "bounds": {tool: float(stacked[tool].mean()) for tool in TOOLS},
         "difference": float(differences.mean()),
+        "median_difference": float(np.median(differences)),
         "interval": interval and list(interval),
         "relative_gain": float(differences.mean() / -stacked["scvi"].mean()),
         "seconds": seconds,
