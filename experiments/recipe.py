@@ -136,8 +136,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
-    parser.add_argument("--likelihoods", nargs="*", default=list(LIKELIHOODS))
+    for name, known in (("--variants", VARIANTS), ("--likelihoods", LIKELIHOODS)):
+        parser.add_argument(name, nargs="*", default=list(known), choices=list(known))
     arguments = parser.parse_args()
 
     def written() -> list[dict]:

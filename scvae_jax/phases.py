@@ -318,7 +318,8 @@ def _compile(
             return settings.get(name, getattr(config, name))
 
         model = plan.build(settings)
-        if phase.name == "vae" and model.start is not None:
+        only_risen = model.start is not None
+        if phase.name == "vae" and only_risen:
             model = model.start
         optimizer = plan.optimizer or default_optimizer(
             epochs * steps_per_epoch,
@@ -341,7 +342,6 @@ def _compile(
         step = make_train_step(model, objective, optimizer, kl_weight=weight)
         # where the phase leads, be it below 1
         last = before + phase.epochs * steps_per_epoch - 1
-        only_risen = plan.build({}).start is not None
         return Setup(model, objective, step, weight(jnp.int32(last)), only_risen)
 
     in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)

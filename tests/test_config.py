@@ -138,6 +138,17 @@ def test_a_count_that_is_not_a_whole_number(kind, name, least, value):
         kind(**{name: value})
 
 
+@pytest.mark.parametrize(("kind", "name", "high"), RANGES)
+def test_only_a_rate_of_free_parameters_may_be_left_to_the_model(kind, name, high):
+    if name == "free_rate":
+        assert kind(**{name: None}) == kind()
+    else:
+        with pytest.raises(
+            InputError, match=f"found {name}=None.*{RANGE.format(high)}"
+        ):
+            kind(**{name: None})
+
+
 @pytest.mark.parametrize("value", ["float16", None, 32])
 def test_precision_that_is_refused(value):
     with pytest.raises(InputError, match="found precision=.*float32 or bfloat16"):
@@ -158,13 +169,9 @@ def test_hidden_sizes_that_are_no_sequence(sizes):
         ModelConfig(hidden_sizes=sizes)
 
 
-@pytest.mark.parametrize("value", [-0.1, "above", math.nan, math.inf, "0.5", None])
+@pytest.mark.parametrize("value", [-0.1, "above", math.nan, math.inf, "0.5"])
 @pytest.mark.parametrize(("kind", "name", "high"), RANGES)
 def test_a_number_out_of_range(kind, name, high, value):
-    if value is None and name == "free_rate":
-        # the model's own
-        assert kind(**{name: value}).free_rate is None
-        return
     value = high if value == "above" else value
     with pytest.raises(InputError, match=f"found {name}=.*{RANGE.format(high)}"):
         kind(**{name: value})
