@@ -102,6 +102,8 @@ def differences(rows: list[dict]) -> list[dict]:
     found = {(key(row), row["seed"]): row["importance_weighted_bound"] for row in rows}
     table = []
     for variant, likelihood, name in sorted({key(row) for row in rows}, key=place):
+        if variant == "default":
+            continue
         default = ("default", likelihood, name)
         pairs = [
             found[(variant, likelihood, name), seed] - found[default, seed]
