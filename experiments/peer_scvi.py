@@ -2,11 +2,11 @@
 
     PYTHON experiments/peer_scvi.py FILE.h5ad --likelihood nb --seed 0 --out ROW.npz
 
-Started by `against_peers.py` (scvi-tools 1.4). Trains at its defaults on cells marked
-train, and writes bounds of the test cells, the latents of all cells and the seconds
-from the start of its imports to the end of its training; prints the versions. Bounds
-are averaged over cells by the reader: SCVI's own mean counts a short last batch as a
-full one.
+Started by `against_peers.py` and `clusters_against_peers.py` (scvi-tools 1.4). Trains
+at its defaults on cells marked train, and writes bounds of the test cells (of 0
+samples: none), the latents of all cells and the seconds from the start of its imports
+to the end of its training; prints the versions. Bounds are averaged over cells by the
+reader: SCVI's own mean counts a short last batch as a full one.
 """
 
 import argparse
@@ -49,14 +49,17 @@ def main() -> None:
         datasplitter_kwargs={"external_indexing": list(where.values())},
     )
     seconds = time.perf_counter() - START
-    elbo = model.get_elbo(indices=where["test"], return_mean=False)
-    marginal = model.get_marginal_ll(
-        indices=where["test"], n_mc_samples=arguments.samples, return_mean=False
-    )
+    bounds = {}
+    if arguments.samples:
+        given = {"indices": where["test"], "return_mean": False}
+        marginal = model.get_marginal_ll(n_mc_samples=arguments.samples, **given)
+        bounds = {
+            "elbo": np.asarray(model.get_elbo(**given)).ravel(),
+            "marginal": np.asarray(marginal).ravel(),
+        }
     np.savez(
         arguments.out,
-        elbo=np.asarray(elbo).ravel(),
-        marginal=np.asarray(marginal).ravel(),
+        **bounds,
         latent=model.get_latent_representation(),
         seconds=seconds,
         epochs=len(model.history["elbo_train"]),

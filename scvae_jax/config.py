@@ -198,7 +198,8 @@ class TrainConfig:
         epochs: passes over the training cells; None: as many as make about 6,000 steps,
             between 20 and 400.
         batch_size: cells a step; clipped to the number of training cells.
-        learning_rate: the peak, from which it falls along a cosine to 1 % of itself.
+        learning_rate: the peak, from which it falls along a cosine to 1 % of itself, in
+            each phase anew.
         weight_decay: of AdamW, on weight matrices alone.
         free_rate: how many times the learning rate that of parameters beside the
             weights is, such as log dispersions; None: 20 of a vae, 1 of a gmvae. More
@@ -207,12 +208,13 @@ class TrainConfig:
         n_samples: importance samples S; 1 trains by the ELBO with its analytic KL, more
             by the importance-weighted bound.
         kl_weight: weight of the KL terms after the warm-up; what is reported is at 1.
-        kl_warmup: share of all steps over which it rises from 0, in each phase anew.
+        kl_warmup: share of the steps of a phase over which it rises from 0.
         free_nats: KL of z in nats per cell that costs nothing; with n_samples=1 alone.
         free_nats_y: of a gmvae, KL of y that costs nothing; with n_samples=1 alone.
         start: of a gmvae, share of the epochs that it trains as a VAE, before its
             components are placed on the latents; None: as many as make about
-            2,000 steps, between a tenth and a half.
+            1,000 steps, at least one epoch and at most half of them. That phase takes
+            one sample, and 8 free nats or more.
         patience: epochs without a better validation bound, counted from when the KL
             weight has risen, before training stops.
         validation_fraction: share of cells held out where no split is given.

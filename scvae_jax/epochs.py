@@ -60,16 +60,17 @@ def first_carry(state: TrainState) -> Carry:
 class Setup(NamedTuple):
     """What an epoch trains: a model, its objective and its step.
 
-    The KL weight has risen when it has reached `full_weight`. Where `only_risen`, no
-    state from before may be the best: a mixture needs latents that tell cells apart,
-    and while they are bought too dear they lose to none at all.
+    The KL weight has risen when it has reached `full_weight`. What a phase leaves is the
+    state with the "best" validation bound; or of those since then the "best risen", as
+    a mixture needs latents that tell cells apart, and while they are bought too dear
+    they lose to none at all; or the "last", where its bound is not what is aimed at.
     """
 
     model: Model
     objective: Objective
     step: Callable
     full_weight: Array
-    only_risen: bool
+    keep: str
 
 
 def make_epoch(
@@ -99,7 +100,7 @@ def make_epoch(
         held_out: CellData,
         in_order: tuple[Array, Array],
     ) -> tuple[Carry, dict[str, Array]]:
-        model, objective, step, full_weight, only_risen = setup(settings)
+        model, objective, step, full_weight, keep = setup(settings)
 
         def one(state: TrainState, position: tuple[Array, Array]):
             batch = batches.cut(train, *position, n_genes, n_slots)
@@ -112,8 +113,11 @@ def make_epoch(
         key = jax.random.fold_in(state.key, 2**32 - 1)
         seen = validate(model, objective, state.params, key, held_out, in_order)
         risen = metrics.kl_weight[-1] >= full_weight * (1.0 - 1e-6)
-        better = seen["validation_bound"] > carry.best_bound
-        if only_risen:
+        if keep == "last":
+            better = jnp.isfinite(seen["validation_bound"])
+        else:
+            better = seen["validation_bound"] > carry.best_bound
+        if keep != "best":
             better &= risen
         best_params = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),

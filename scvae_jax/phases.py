@@ -2,7 +2,8 @@
 
 A mixture starts as a VAE. Then its components are placed by a mixture fitted to the
 latents of the training cells, a network that gives q(y|x) is fitted to their
-responsibilities, and the bound of the mixture is trained, its KL terms warmed up anew.
+responsibilities, and the bound of the mixture is trained. In each phase the KL weight
+rises and the learning rate falls anew: components are placed on latents at rest.
 """
 
 import contextlib
@@ -41,6 +42,12 @@ Array = jax.Array
 
 # steps in a row with non-finite gradients after which training gives up
 MAX_SKIPPED_RUN = 25
+# steps of a mixture as a VAE: as they go on, more latents than those that part cells in
+# groups come into use, and the groups blur
+START_STEPS = 1000
+# nats of a cell that z may then tell for nothing, enough for some thousand clusters:
+# where counts are few, a VAE would for long not use its latents at all
+START_FREE_NATS = 8.0
 # cells that are encoded at a time: what they fill stays in a CPU's cache
 N_ENCODED = 128
 
@@ -118,10 +125,10 @@ def phases_of(
     """
     if model.start is None:
         return [Phase("vae", 0, epochs)]
-    share = config.start
-    if share is None:
-        share = float(np.clip(2000 / (steps_per_epoch * epochs), 0.1, 0.5))
-    first = min(round(share * epochs), epochs - 1)
+    if config.start is None:
+        first = min(max(round(START_STEPS / steps_per_epoch), 1), epochs // 2)
+    else:
+        first = min(round(config.start * epochs), epochs - 1)
     phases = [Phase("vae", 0, first), Phase("gmvae", first, epochs - first)]
     return [phase for phase in phases if phase.epochs]
 
@@ -182,9 +189,9 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             carries = jax.vmap(first_carry)(states)
             program = _compile(
                 plan,
+                phases,
                 phase,
                 steps_per_epoch,
-                epochs,
                 n_slots,
                 batch_size,
                 carries,
@@ -300,9 +307,9 @@ def _positions(orders: Sequence[Orders], number: int) -> tuple[np.ndarray, ...]:
 
 def _compile(
     plan: Plan,
+    phases: list[Phase],
     phase: Phase,
     steps_per_epoch: int,
-    epochs: int,
     n_slots: int,
     batch_size: int,
     carries: Carry,
@@ -311,29 +318,33 @@ def _compile(
 ) -> Callable:
     """The program of one epoch of a phase, for all fits."""
     config = plan.config
-    before = phase.before * steps_per_epoch
+    before, n_steps = phase.before * steps_per_epoch, phase.epochs * steps_per_epoch
 
     def setup(settings: dict[str, Array]) -> Setup:
         def setting(name: str) -> float | Array:
             return settings.get(name, getattr(config, name))
 
         model = plan.build(settings)
-        only_risen = model.start is not None
-        if phase.name == "vae" and only_risen:
+        starts = model.start is not None and phase.name == "vae"
+        keep = "best" if model.start is None else "last" if starts else "best risen"
+        if starts:
             model = model.start
         optimizer = plan.optimizer or default_optimizer(
-            epochs * steps_per_epoch,
+            *(p.epochs * steps_per_epoch for p in phases),
             learning_rate=setting("learning_rate"),
             weight_decay=setting("weight_decay"),
             free_rate=setting("free_rate"),
         )
 
         def warm_up(step: Array) -> Array:
-            warm = jnp.round(setting("kl_warmup") * (epochs * steps_per_epoch))
+            warm = jnp.round(setting("kl_warmup") * n_steps)
             share = jnp.clip((step - before) / jnp.maximum(warm, 1.0), 0.0, 1.0)
             return setting("kl_weight") * jnp.where(warm > 0, share, 1.0)
 
-        if config.n_samples == 1:
+        if starts:
+            free_nats = jnp.maximum(setting("free_nats"), START_FREE_NATS)
+            objective = elbo(free_nats=free_nats)
+        elif config.n_samples == 1:
             free = {n: setting(n) for n in ("free_nats", "free_nats_y")}
             objective = elbo(**free)
         else:
@@ -341,8 +352,8 @@ def _compile(
         weight = plan.kl_weight or warm_up
         step = make_train_step(model, objective, optimizer, kl_weight=weight)
         # where the phase leads, be it below 1
-        last = before + phase.epochs * steps_per_epoch - 1
-        return Setup(model, objective, step, weight(jnp.int32(last)), only_risen)
+        full_weight = weight(jnp.int32(before + n_steps - 1))
+        return Setup(model, objective, step, full_weight, keep)
 
     in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
     n_genes = plan.build({}).modalities[0].n_features

@@ -1,5 +1,6 @@
 """One train step: gradients of an objective, an optax update, and what to skip."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -150,8 +151,7 @@ def _total(tree: Any) -> Array:
 
 
 def default_optimizer(
-    n_steps: int,
-    *,
+    *n_steps: int,
     learning_rate: float | Array = 2e-3,
     weight_decay: float | Array = 1e-4,
     free_rate: float | Array = 1.0,
@@ -159,7 +159,8 @@ def default_optimizer(
     """AdamW on a cosine schedule; weight decay on weight matrices alone.
 
     Args:
-        n_steps: over which the rate falls to 1 % of its peak.
+        n_steps: over which the rate falls to 1 % of its peak; more than one number
+            where it then falls anew, as of a mixture after its VAE phase.
         learning_rate: the peak.
         weight_decay: of AdamW.
         free_rate: how many times the rate of weights that of parameters learned beside
@@ -183,7 +184,9 @@ def default_optimizer(
             updates,
         )
 
-    schedule = optax.cosine_decay_schedule(learning_rate, n_steps, alpha=0.01)
+    falls = [optax.cosine_decay_schedule(learning_rate, n, alpha=0.01) for n in n_steps]
+    ends = list(itertools.accumulate(n_steps[:-1]))
+    schedule = optax.join_schedules(falls, ends)
     return optax.chain(
         optax.adamw(schedule, weight_decay=weight_decay, mask=kernels),
         optax.stateless(at_own_rate),

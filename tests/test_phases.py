@@ -3,6 +3,7 @@
 import anndata
 import jax
 import numpy as np
+import optax
 import pytest
 
 import scvae_jax as sv
@@ -71,24 +72,129 @@ def test_phases_follow_each_other(fits):
     assert 1 < fits.history[-1]["effective_clusters"] <= 3
 
 
+@pytest.mark.parametrize(
+    ("start", "n_epochs", "steps_per_epoch", "expected"),
+    [
+        (None, 222, 27, 37),
+        (None, 20, 7_800, 1),
+        (None, 60, 8, 30),
+        (None, 1, 8, 0),
+        (0.25, 40, 8, 10),
+        (0.0, 40, 8, 0),
+        (0.99, 40, 8, 39),
+    ],
+)
+def test_epochs_of_a_mixture_as_a_vae(start, n_epochs, steps_per_epoch, expected):
+    """Some 1,000 steps unless a share is given, and always one epoch as a mixture."""
+    model = models.from_config(MIXTURE, models.named_likelihood(MIXTURE), n_genes=60)
+    config = sv.TrainConfig(start=start)
+    found = phases.phases_of(model, config, n_epochs, steps_per_epoch)
+    assert sum(p.epochs for p in found if p.name == "vae") == expected
+    assert sum(p.epochs for p in found) == n_epochs
+
+
+def test_each_phase_has_a_schedule_of_its_own(types, monkeypatch):
+    """The KL weight rises and the learning rate falls anew."""
+    asked = []
+
+    def optimizer(*n_steps, **rates):
+        asked.append(n_steps)
+        return steps.default_optimizer(*n_steps, **rates)
+
+    monkeypatch.setattr(phases, "default_optimizer", optimizer)
+    result = fit_many(types, seeds=(0,), epochs=20, start=0.2, kl_warmup=0.5)
+    steps_per_epoch = result.summary["steps"] // 20
+    assert set(asked[1:]) == {(4 * steps_per_epoch, 16 * steps_per_epoch)}
+    weights = np.array([row["kl_weight"] for row in result.history])
+    risen = np.flatnonzero(weights == 1.0) + 1
+    np.testing.assert_array_equal(risen, [3, 4, *range(13, 21)])
+
+
+@pytest.mark.filterwarnings("ignore:.* clusters have fewer than 1 %")
+def test_latents_of_few_counts_are_in_use_when_components_are_placed(monkeypatch):
+    """Free nats keep what the weight of the KL would take from them."""
+    few = sv.datasets.simulate(300, 60, n_types=3, depth=20.0, type_scale=3.0, seed=2)
+    del few.layers["true_mean"]
+    told = []
+
+    def place(model, params, cells, seed):
+        mean, variance, _ = phases.encode_cells(model, params, cells)
+        kl = 0.5 * (mean**2 + variance - 1.0 - np.log(variance)).sum(axis=1)
+        told.append(float(kl.mean()))
+        return place_clusters(model, params, cells, seed)
+
+    place_clusters = phases.place_clusters
+    monkeypatch.setattr(phases, "place_clusters", place)
+    for free_nats in (phases.START_FREE_NATS, 0.0):
+        monkeypatch.setattr(phases, "START_FREE_NATS", free_nats)
+        fit_many(few, seeds=(0,), epochs=40, start=0.5, kl_weight=4.0)
+    assert told[0] > 4.0 and told[1] < 1.0
+
+
+@pytest.mark.filterwarnings("ignore:.* clusters have fewer than 1 %")
+def test_the_first_phase_takes_one_sample(types):
+    """The second one takes as many as are asked for."""
+    given = {"seeds": (0,), "epochs": 4, "start": 0.5}
+    (one, more) = (fit_many(types, n_samples=n, **given).history for n in (1, 3))
+    assert [row["loss"] for row in one[:2]] == [row["loss"] for row in more[:2]]
+    for rows, differ in ((one, False), (more, True)):
+        for row in rows[2:]:
+            assert (row["validation_bound"] > row["validation_elbo"]) is differ
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"), [("best", 0), ("best risen", 2), ("last", 4)]
+)
+def test_what_a_phase_leaves(types, keep, expected):
+    """Of a model that gets worse with each epoch, and whose KL weight rises over 3."""
+    data = prepare(types, sv.DataConfig())
+    cells = training.cells_to_device(data, slice(None))
+    config = sv.ModelConfig(**SMALL)
+    model = models.from_config(config, models.named_likelihood(config), n_genes=60)
+    # uphill
+    optimizer = optax.sgd(-1e-4)
+    order = epochs.Orders(0, 300, 300)
+    in_order, n_slots = batches.in_order(cells, 300)
+
+    def setup(settings):
+        objective = objectives.elbo()
+        step = steps.make_train_step(
+            model, objective, optimizer, kl_weight=lambda step: (step + 1.0) / 3.0
+        )
+        return epochs.Setup(model, objective, step, 1.0, keep)
+
+    epoch = jax.jit(epochs.make_epoch(setup, 60, n_slots, n_slots))
+    carry = epochs.first_carry(
+        steps.init_train_state(model, optimizer, jax.random.key(0))
+    )
+    states, bounds = [], []
+    for number in range(1, 6):
+        carry, figures = epoch(carry, order(number), {}, cells, cells, in_order)
+        states.append(carry.state.params)
+        bounds.append(float(figures["validation_bound"]))
+    assert bounds == sorted(bounds, reverse=True)
+    assert same(carry.best_params, states[expected])
+    assert float(carry.best_bound) == bounds[expected]
+
+
 @pytest.mark.parametrize("kind", ["vae", "gmvae"])
 def test_only_of_a_vae_may_a_state_of_the_warm_up_be_the_best(types, kind):
-    """Patience begins after it; of a mixture the best does too, in each phase."""
+    """Patience begins after it; of a mixture the best does too, in its own phase."""
     config = sv.ModelConfig(model=kind, n_clusters=1, **SMALL)
     # so high a weight that the bound is best on the way there
-    given = {"learning_rate": 2e-2, "kl_weight": 20.0, "kl_warmup": 0.25}
+    given = {"learning_rate": 2e-2, "kl_weight": 20.0, "kl_warmup": 0.5}
     result = fit_many(types, config, seeds=(0,), epochs=40, patience=3, **given)
-    names = ("vae", "gmvae") if kind == "gmvae" else ("vae",)
-    for name in names:
-        rows = [row for row in result.history if row["phase"] == name]
-        bounds = [row["validation_bound"] for row in rows]
-        risen = next(i for i, row in enumerate(rows) if row["kl_weight"] == 20.0)
-        highest = int(np.argmax(bounds))
-        assert highest + 3 < risen
-        best = highest
-        if kind == "gmvae":
-            best = risen + int(np.argmax(bounds[risen:]))
-        assert len(rows) == (risen + 3 if kind == "vae" else best + 1 + 3)
+    rows = [row for row in result.history if row["phase"] == kind]
+    bounds = [row["validation_bound"] for row in rows]
+    risen = next(i for i, row in enumerate(rows) if row["kl_weight"] == 20.0)
+    highest = int(np.argmax(bounds))
+    assert highest + 3 < risen
+    best = highest
+    if kind == "gmvae":
+        best = risen + int(np.argmax(bounds[risen:]))
+        # its first phase has no best state to wait for
+        assert len(result.history) - len(rows) == 20
+    assert len(rows) == (risen + 3 if kind == "vae" else best + 1 + 3)
     assert result.summary["best_epoch"] == rows[best]["epoch"]
     assert result.summary["validation_bound"] == bounds[best]
     figures = sv.evaluate(types, result, split="validation", n_samples=100)

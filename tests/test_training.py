@@ -241,6 +241,25 @@ def test_kl_weight_rises_to_one_by_default(small):
     assert (np.diff(weights) >= 0).all()
 
 
+def test_the_rate_falls_along_a_cosine_and_then_anew():
+    optimizer = steps.default_optimizer(10, 30, learning_rate=0.5, weight_decay=0.0)
+    params = {"body": {"bias": jnp.zeros(1)}}
+    state = optimizer.init(params)
+    rates = []
+    for _ in range(50):
+        # Adam moves a parameter by the rate where the gradient is always the same
+        ones = jax.tree.map(jnp.ones_like, params)
+        updates, state = optimizer.update(ones, state, params)
+        rates.append(-float(updates["body"]["bias"][0]))
+
+    def fall(n_steps):
+        cosine = 0.5 * (1.0 + np.cos(np.pi * np.arange(n_steps) / n_steps))
+        return 0.5 * (0.01 + 0.99 * cosine)
+
+    expected = [*fall(10), *fall(30), *[0.5 * 0.01] * 10]
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
+
+
 def test_weight_decay_spares_free_parameters(setting):
     model, _, _, state = setting
     optimizer = steps.default_optimizer(10, weight_decay=0.5)
