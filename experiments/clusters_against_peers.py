@@ -1,16 +1,18 @@
 """Own clusters beside k-means and Leiden on SCVI's latents and on components.
 
     python experiments/clusters_against_peers.py --data ../shared/data \
-        --scvi SCVI_PYTHON --work peers --own experiments/clusters.json \
-        --out experiments/clusters_against_peers.json
+        --scvi SCVI_PYTHON --work peers --out experiments/clusters_against_peers.json
 
 First the sets whose truth does not come from their RNA: lines told by antibodies, kinds
 told by gates on proteins, simulated types. Labels of the others may be a clustering of
-principal components themselves. The mixture's own clusters are those of clusters.json.
-SCVI (negative binomial, 10 latents) trains at its defaults on the same training cells.
-Leiden works on 15 neighbours, its resolution bisected until there are K clusters, or as
-near as it gets; "best" is the best of a range of resolutions by the labels, which
-nobody has. Fits that --work has are not made again.
+principal components themselves. The mixture and SCVI (negative binomial, 10 latents)
+train at their defaults on the same cells; components are those of all cells. Leiden
+works on 15 neighbours, its resolution bisected until there are K clusters, or as near
+as it gets; "best" is the best of a range of resolutions by the labels, which nobody
+has. Cells that were not trained on are then thinned to a half and a quarter of their
+counts: the share that keeps its cluster (for peers: the nearest centre of k-means), and
+the share of its 15 neighbours among all cells that each keeps. Fits that --work has are
+not made again.
 """
 
 import argparse
@@ -20,14 +22,19 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anndata
 import clusters
 import numpy as np
 import scanpy
+import scipy.sparse
+from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
 
-from scvae_jax import counts, evaluation
+import scvae_jax as sv
+from scvae_jax import counts, evaluation, training
 from scvae_jax.checkpoints import versions
 
 SETS = [
@@ -38,37 +45,94 @@ SETS = [
     "simulated, depth 800",
     "pbmc4k",
     "kang_batches, batch given",
-    "paul15",
 ]
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
+THINNED = {"half": 0.5, "quarter": 0.25}
+N_NEIGHBORS = 15
 
 
-def scvi_latents(python: str, adata, options: dict, seed: int, file: Path) -> dict:
-    """Latents of all cells, from SCVI in its own environment."""
+def prepared(adata: anndata.AnnData) -> anndata.AnnData:
+    """Counts with a split, and layers with each count thinned binomially."""
+    x = scipy.sparse.csr_matrix(adata.X)
+    cells = anndata.AnnData(x, obs=adata.obs.copy())
+    if "split" not in cells.obs:
+        cells.obs["split"] = counts.random_split(cells.n_obs, 0.1, 0.0, 0)
+    random = np.random.default_rng(0)
+    for name, share in THINNED.items():
+        thinned = x.copy()
+        thinned.data = random.binomial(x.data.astype(int), share).astype(np.float32)
+        thinned.eliminate_zeros()
+        cells.layers[name] = thinned
+    return cells
+
+
+def of_mixture(cells: anndata.AnnData, k: int, options: dict, seed: int) -> dict:
+    """Latents and clusters of all cells, full and thinned, of a mixture."""
+    config = sv.ModelConfig(model="gmvae", n_clusters=k)
+    train = sv.TrainConfig(seed=seed)
+    given = options | {"split_key": "split", "progress": False}
+    fitted = sv.fit(cells, config, train, **given)
+    found = {}
+    for name in ("latent", *THINNED):
+        seen = cells.copy()
+        seen.X = cells.X if name == "latent" else cells.layers[name]
+        data = evaluation.prepare_as(seen, fitted)
+        bounds = evaluation.cell_bounds(
+            fitted.model,
+            fitted.params,
+            training.cells_to_device(data, slice(None)),
+            n_samples=1,
+        )
+        found[name] = bounds.latent
+        found[f"{name}_codes"] = bounds.probabilities.argmax(axis=1)
+    return found
+
+
+def of_scvi(python: str, cells: anndata.AnnData, options: dict, seed: int) -> dict:
+    """Latents of all cells, full and thinned, of SCVI in its own environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "cells.h5ad", Path(folder) / "row.npz"
+        cells.write_h5ad(path)
+        command = [python, str(Path(__file__).with_name("peer_scvi.py")), str(path)]
+        command += ["--likelihood", "nb", "--seed", str(seed), "--out", str(out)]
+        command += ["--samples", "0"]
+        if "batch_key" in options:
+            command += ["--batch-key", options["batch_key"]]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+        )
+        known = json.dumps(json.loads(done.stdout.splitlines()[-1]))
+        return dict(np.load(out)) | {"versions": known}
+
+
+def of_components(cells: anndata.AnnData) -> dict:
+    """30 principal components of log-normalised expression; thinned cells on them."""
+    logged, depth = {}, float(np.median(np.asarray(cells.X.sum(axis=1))))
+    for name in ("latent", *THINNED):
+        seen = anndata.AnnData(cells.X if name == "latent" else cells.layers[name])
+        # depths as of the full cells' median, as if a thinned cell had come with them
+        scanpy.pp.normalize_total(seen, target_sum=depth)
+        scanpy.pp.log1p(seen)
+        logged[name] = seen
+    scanpy.pp.pca(logged["latent"], n_comps=30)
+    mean = np.asarray(logged["latent"].X.mean(axis=0))
+    axes = logged["latent"].varm["PCs"]
+    return {
+        name: np.asarray(seen.X @ axes - mean @ axes) for name, seen in logged.items()
+    }
+
+
+def kept(made: Callable[[], dict], file: Path) -> dict:
+    """What a fit has left in a file, or leaves there now."""
     if not file.exists():
-        cells = anndata.AnnData(adata.X, obs=adata.obs.copy())
-        if "split" not in cells.obs:
-            cells.obs["split"] = counts.random_split(cells.n_obs, 0.1, 0.0, 0)
-        with tempfile.TemporaryDirectory() as folder:
-            path, out = Path(folder) / "cells.h5ad", Path(folder) / "row.npz"
-            cells.write_h5ad(path)
-            command = [python, str(Path(__file__).with_name("peer_scvi.py")), str(path)]
-            command += ["--likelihood", "nb", "--seed", str(seed), "--out", str(out)]
-            command += ["--samples", "0"]
-            if "batch_key" in options:
-                command += ["--batch-key", options["batch_key"]]
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-            )
-            known = json.dumps(json.loads(done.stdout.splitlines()[-1]))
-            np.savez(file, **np.load(out), versions=known)
+        np.savez(file, **made())
     return dict(np.load(file))
 
 
 def leiden_of(points: np.ndarray, seed: int) -> Callable[[float], np.ndarray]:
-    """Leiden on 15 neighbours of points: resolution -> codes."""
+    """Leiden on the neighbours of points: resolution -> codes."""
     cells = anndata.AnnData(np.asarray(points, np.float32))
-    scanpy.pp.neighbors(cells, n_neighbors=15, use_rep="X", random_state=seed)
+    scanpy.pp.neighbors(cells, n_neighbors=N_NEIGHBORS, use_rep="X", random_state=seed)
 
     def leiden(resolution: float) -> np.ndarray:
         given = {"flavor": "igraph", "n_iterations": 2, "directed": False}
@@ -92,15 +156,13 @@ def matched(leiden: Callable[[float], np.ndarray], k: int) -> np.ndarray:
     return tried[min(tried, key=lambda found: abs(found - k))]
 
 
-def of_points(points: np.ndarray, labels: np.ndarray, k: int, seed: int) -> dict:
-    """ARI of k-means and of Leiden with the labels."""
+def by_peers(points: np.ndarray, labels: np.ndarray, k: int, seed: int) -> dict:
+    """Agreement of Leiden with the labels, at K clusters and at its best."""
     leiden = leiden_of(points, seed)
     same_k = matched(leiden, k)
     codes = [leiden(resolution) for resolution in RESOLUTIONS]
     best = max(codes, key=lambda c: clusters.agreement(c, labels)["ari"])
-    kmeans = evaluation.kmeans(points, k, seed)
     return {
-        "kmeans": clusters.agreement(kmeans, labels)["ari"],
         "leiden": clusters.agreement(same_k, labels)["ari"],
         "leiden_n_clusters": len(np.unique(same_k)),
         "leiden_best": clusters.agreement(best, labels)["ari"],
@@ -108,22 +170,65 @@ def of_points(points: np.ndarray, labels: np.ndarray, k: int, seed: int) -> dict
     }
 
 
-def table(rows: list[dict]) -> str:
-    """The README's table, in Markdown."""
-    lines = [
-        "| cells | own clusters | SCVI, k-means | SCVI, Leiden | PCA, k-means "
-        "| PCA, Leiden | Leiden's best, SCVI | PCA |",
-        "|" + "---|" * 8,
+def with_codes(fit: dict, k: int, seed: int) -> dict:
+    """With clusters of k-means: of thinned cells those of the nearest centre."""
+    # as evaluation.kmeans, which keeps no centres
+    found = KMeans(k, n_init=10, random_state=seed).fit(fit["latent"])
+    codes = {f"{name}_codes": found.predict(fit[name]) for name in ("latent", *THINNED)}
+    return fit | codes
+
+
+def neighbours(points: np.ndarray, of: np.ndarray, where: np.ndarray) -> list[set]:
+    """For cells `where`, put at `of`, their nearest among points but for themselves."""
+    tree = NearestNeighbors(n_neighbors=N_NEIGHBORS + 1).fit(points)
+    near = tree.kneighbors(of[where], return_distance=False)
+    return [
+        set(row[row != cell][:N_NEIGHBORS])
+        for row, cell in zip(near, where, strict=True)
     ]
+
+
+def figures(fit: dict, labels: np.ndarray, held_out: np.ndarray) -> dict:
+    """Agreement with the labels, and what thinned cells keep."""
+    found = {"ari": clusters.agreement(fit["latent_codes"], labels)["ari"]}
+    full = neighbours(fit["latent"], fit["latent"], held_out)
+    for name in THINNED:
+        same = fit["latent_codes"][held_out] == fit[f"{name}_codes"][held_out]
+        found[f"cluster_kept_{name}"] = float(same.mean())
+        thinned = neighbours(fit["latent"], fit[name], held_out)
+        shares = [len(a & b) / N_NEIGHBORS for a, b in zip(full, thinned, strict=True)]
+        found[f"neighbours_kept_{name}"] = float(np.mean(shares))
+    return found
+
+
+TOOLS = ("own", "scvi", "components")
+
+
+def table(rows: list[dict]) -> str:
+    """The README's tables, in Markdown."""
+    heads = ["own clusters", "SCVI, k-means", "SCVI, Leiden", "PCA, k-means"]
+    heads += ["PCA, Leiden", "best Leiden, SCVI", "best Leiden, PCA"]
+    columns = [("own", "ari"), ("scvi", "ari"), ("scvi", "leiden")]
+    columns += [("components", "ari"), ("components", "leiden")]
+    columns += [("scvi", "leiden_best"), ("components", "leiden_best")]
+    lines = [" | ".join(["| cells", "seeds", *heads]) + " |", "|" + "---|" * 9]
     for row in rows:
-        of = {tool: row[tool] for tool in ("own", "scvi", "components")}
-        figures = [f"{of['own']['mean']:.3f} ± {of['own']['sd']:.3f}"]
-        for name in ("kmeans", "leiden"):
-            figures += [f"{of['scvi'][name]['mean']:.3f}"]
-        for name in ("kmeans", "leiden"):
-            figures += [f"{of['components'][name]['mean']:.3f}"]
-        figures += [f"{of[t]['leiden_best']['mean']:.3f}" for t in list(of)[1:]]
-        lines.append(f"| {row['set']} | " + " | ".join(figures) + " |")
+        shown = [f"{row[tool][name]['mean']:.3f}" for tool, name in columns]
+        shown[0] += f" ± {row['own']['ari']['sd']:.3f}"
+        lines.append(
+            f"| {row['set']} | {len(row['seeds'])} | " + " | ".join(shown) + " |"
+        )
+    heads = [
+        f"{what}, {name}" for what in ("cluster", "neighbours") for name in THINNED
+    ]
+    lines += ["", " | ".join(["| cells", *heads]) + " |", "|" + "---|" * 5]
+    for row in rows:
+        shown = [
+            ", ".join(f"{row[t][f'{what}_kept_{name}']['mean']:.2f}" for t in TOOLS)
+            for what in ("cluster", "neighbours")
+            for name in THINNED
+        ]
+        lines.append(f"| {row['set']} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -132,31 +237,46 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scvi", required=True, help="a Python that has scvi-tools")
     parser.add_argument("--work", type=Path, required=True, help="keeps each fit")
-    parser.add_argument("--own", type=Path, required=True, help="of clusters.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=SETS, choices=SETS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
-    own = {row["set"]: row for row in json.loads(arguments.own.read_text())["rows"]}
     rows = []
     if arguments.out.exists():
         rows = json.loads(arguments.out.read_text())["rows"]
     for name in arguments.only:
         read_set, k, options, _ = clusters.SETS[name]
         adata, labels = read_set(arguments.data)
-        components = clusters.components_of(adata)
-        found = {"scvi": [], "components": []}
+        cells = prepared(adata)
+        held_out = np.flatnonzero((cells.obs["split"] != "train").to_numpy())
+        components = of_components(cells)
+        found = {tool: [] for tool in TOOLS}
         for seed in arguments.seeds:
-            file = arguments.work / f"clusters.{name.replace(', ', '.')}.{seed}.npz"
-            fit = scvi_latents(arguments.scvi, adata, options, seed, file)
-            peer_versions = json.loads(str(fit["versions"]))
-            found["scvi"].append(of_points(fit["latent"], labels, k, seed))
-            found["components"].append(of_points(components, labels, k, seed))
-            print(name, seed, found["scvi"][-1], found["components"][-1], flush=True)
-        row = {"set": name, "n_obs": adata.n_obs, "k": k, "seeds": arguments.seeds}
+            file = f"clusters.{{}}.{name.replace(', ', '.')}.{seed}.npz"
+            own = kept(
+                partial(of_mixture, cells, k, options, seed),
+                arguments.work / file.format("own"),
+            )
+            scvi = kept(
+                partial(of_scvi, arguments.scvi, cells, options, seed),
+                arguments.work / file.format("scvi"),
+            )
+            peer_versions = json.loads(str(scvi["versions"]))
+            found["own"].append(figures(own, labels, held_out))
+            for tool, fit in (("scvi", scvi), ("components", components)):
+                fit = with_codes(fit, k, seed)
+                found[tool].append(
+                    figures(fit, labels, held_out)
+                    | by_peers(fit["latent"], labels, k, seed)
+                )
+            print(name, seed, {t: found[t][-1] for t in TOOLS}, flush=True)
+        row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
+        row |= {"seeds": arguments.seeds}
         row |= {tool: clusters.spread(of) for tool, of in found.items()}
-        row["own"] = own[name]["gmvae, shared"]["end"]["ari"]
+        # read again: another run may have written rows meanwhile
+        if arguments.out.exists():
+            rows = json.loads(arguments.out.read_text())["rows"]
         rows = [other for other in rows if other["set"] != name] + [row]
         rows.sort(key=lambda row: SETS.index(row["set"]))
         known = versions() | peer_versions | {"scanpy": scanpy.__version__}

@@ -4,9 +4,10 @@
 
 Started by `against_peers.py` and `clusters_against_peers.py` (scvi-tools 1.4). Trains
 at its defaults on cells marked train, and writes bounds of the test cells (of 0
-samples: none), the latents of all cells and the seconds from the start of its imports
-to the end of its training; prints the versions. Bounds are averaged over cells by the
-reader: SCVI's own mean counts a short last batch as a full one.
+samples: none), the latents of all cells, of X and of each layer, and the seconds from
+the start of its imports to the end of its training; prints the versions. Bounds are
+averaged over cells by the reader: SCVI's own mean counts a short last batch as a full
+one.
 """
 
 import argparse
@@ -57,10 +58,16 @@ def main() -> None:
             "elbo": np.asarray(model.get_elbo(**given)).ravel(),
             "marginal": np.asarray(marginal).ravel(),
         }
+    thinned = {}
+    for name in list(adata.layers):
+        cells = adata.copy()
+        cells.X = cells.layers[name]
+        thinned[name] = model.get_latent_representation(cells)
     np.savez(
         arguments.out,
         **bounds,
         latent=model.get_latent_representation(),
+        **thinned,
         seconds=seconds,
         epochs=len(model.history["elbo_train"]),
     )
