@@ -32,7 +32,7 @@ import numpy as np
 import scipy.sparse
 from common import N_STEPS, machine, seconds
 
-from scvae_jax import phases, training
+from scvae_jax import placing, training
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
 from scvae_jax.models import from_config, named_likelihood
@@ -112,7 +112,7 @@ def ours(
     train = floor.ours(config, adata.n_vars, cells)
 
     def encode() -> np.ndarray:
-        return np.asarray(phases.encode_cells(model, params, cells)[0])
+        return np.asarray(placing.encode_cells(model, params, cells)[0])
 
     least = floor.floor(adata.n_vars, n_heads, 128)
     return seconds({"train": train, "encode": encode, "floor": least}, repeats)

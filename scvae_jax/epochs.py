@@ -60,9 +60,9 @@ def first_carry(state: TrainState) -> Carry:
 class Setup(NamedTuple):
     """What an epoch trains: a model, its objective and its step.
 
-    The KL weight has risen when it has reached `full_weight`. What a phase leaves is the
-    state with the "best" validation bound; or of those since then the "best risen", as
-    a mixture needs latents that tell cells apart, and while they are bought too dear
+    The KL weight has risen when it has reached `full_weight`. What a phase leaves is
+    the state with the "best" validation bound; or of those since then the "best risen",
+    as a mixture needs latents that tell cells apart, and while they are bought too dear
     they lose to none at all; or the "last", where its bound is not what is aimed at.
     """
 

@@ -6,10 +6,8 @@ responsibilities, and the bound of the mixture is trained. In each phase the KL 
 rises and the learning rate falls anew: components are placed on latents at rest.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +27,10 @@ from scvae_jax.epochs import (
     make_epoch,
     over_fits,
 )
-from scvae_jax.models import MAX_DEPARTURE, Model, Profiles
+from scvae_jax.models import Model, Profiles
 from scvae_jax.objectives import elbo, importance_weighted
+from scvae_jax.placing import cluster_sizes, place_clusters
+from scvae_jax.progress import Course, progress_bar
 from scvae_jax.steps import (
     TrainState,
     default_optimizer,
@@ -40,16 +40,12 @@ from scvae_jax.steps import (
 
 Array = jax.Array
 
-# steps in a row with non-finite gradients after which training gives up
-MAX_SKIPPED_RUN = 25
 # steps of a mixture as a VAE: as they go on, more latents than those that part cells in
 # groups come into use, and the groups blur
 START_STEPS = 1000
 # nats of a cell that z may then tell for nothing, enough for some thousand clusters:
 # where counts are few, a VAE would for long not use its latents at all
 START_FREE_NATS = 8.0
-# cells that are encoded at a time: what they fill stays in a CPU's cache
-N_ENCODED = 128
 
 
 class Plan(NamedTuple):
@@ -176,7 +172,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         )
 
     states = first_states(keys, plan.profiles)
-    fits = [_Fit(config.patience) for _ in plan.seeds]
+    fits = [Course(config.patience) for _ in plan.seeds]
     seconds = compile_seconds = 0.0
     phases = phases_of(model, config, epochs, steps_per_epoch)
     with progress_bar(progress, epochs) as report:
@@ -236,68 +232,6 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         fit.error or _result(plan, model, _of_fit(states.params, i), fit, *shared)
         for i, fit in enumerate(fits)
     ]
-
-
-class _Fit:
-    """How one fit has fared: its history, its best bound, and whether it goes on."""
-
-    def __init__(self, patience: int):
-        self.patience = patience
-        self.history: list[dict[str, Any]] = []
-        self.error: FloatingPointError | None = None
-        self.start_phase(0)
-
-    def start_phase(self, before: int) -> None:
-        self.best_epoch, self.best_bound, self.waited = before, -np.inf, 0
-        self.active = self.error is None
-
-    @property
-    def bound(self) -> float:
-        """The best validation bound of the phase, or the latest before there is one."""
-        if np.isneginf(self.best_bound) and self.history:
-            return self.history[-1]["validation_bound"]
-        return self.best_bound
-
-    def see(
-        self,
-        number: int,
-        phase: str,
-        figures: dict[str, Any],
-        seconds: float,
-        config: TrainConfig,
-    ) -> None:
-        """Note the figures of an epoch, and stop where patience runs out."""
-        skipped_run = figures.pop("longest_skipped_run")
-        risen, better = figures.pop("risen"), figures.pop("better")
-        if skipped_run >= MAX_SKIPPED_RUN:
-            self.fail(
-                f"found {skipped_run} steps in a row with non-finite gradients, "
-                f"expected finite ones, lower learning_rate (it was "
-                f"{config.learning_rate}), use a library mean, or look for extreme "
-                "counts"
-            )
-            return
-        self.history.append(
-            {"epoch": number, "phase": phase, **figures, "seconds": round(seconds, 4)}
-        )
-        if better:
-            self.best_epoch, self.best_bound = number, figures["validation_bound"]
-        # patience begins when the KL weight has risen
-        self.waited = 0 if better or not risen else self.waited + 1
-        if self.waited >= self.patience:
-            self.active = False
-
-    def end_phase(self, config: TrainConfig) -> None:
-        """Fail where the phase has left nothing to go on with."""
-        if self.error is None and not np.isfinite(self.best_bound):
-            self.fail(
-                "found no finite validation bound in any epoch, expected one, lower "
-                f"learning_rate (it was {config.learning_rate}) or look for extreme "
-                "counts"
-            )
-
-    def fail(self, message: str) -> None:
-        self.error, self.active = FloatingPointError(message), False
 
 
 def _positions(orders: Sequence[Orders], number: int) -> tuple[np.ndarray, ...]:
@@ -375,7 +309,7 @@ def _of_fit(tree: Any, i: int) -> Any:
 
 
 def _place(
-    plan: Plan, model: Model, states: TrainState, fits: list[_Fit], step: int
+    plan: Plan, model: Model, states: TrainState, fits: list[Course], step: int
 ) -> TrainState:
     """States whose components are placed on the latents."""
     placed = []
@@ -388,90 +322,11 @@ def _place(
     return states._replace(params=params, step=jnp.full_like(states.step, step))
 
 
-def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any:
-    """Place the components of a mixture on the latents of cells.
-
-    Args:
-        model: a mixture.
-        params: its parameters, those that it shares with its VAE trained.
-        cells: training cells.
-        seed: of the starts.
-
-    Returns:
-        Params with "prior" placed and, where a network gives q(y|x), fitted to it.
-    """
-    mean, variance, hidden = encode_cells(model, params, cells)
-    prior = clusters.place(
-        params["prior"], np.asarray(mean), np.asarray(variance), seed, MAX_DEPARTURE
-    )
-    params = params | {"prior": prior}
-    if "clusters" in params:
-        target = jnp.exp(model.infer(params, mean))
-        layer = jax.jit(clusters.fit_logits)(
-            params["clusters"]["logits"], hidden, target
-        )
-        params |= {"clusters": params["clusters"] | {"logits": layer}}
-    return params
-
-
-def encode_cells(
-    model: Model, params: Any, cells: CellData
-) -> tuple[Array, Array, Array]:
-    """Encode cells, N_ENCODED at a time.
-
-    Args:
-        model: a VAE or a mixture.
-        params: its parameters.
-        cells: n of them, on the device.
-
-    Returns:
-        Mean and variance [n, L] of q(z|x) of the VAE, and the last hidden layer
-        [n, size] of the encoder.
-    """
-    positions, n_slots = batches.in_order(cells, N_ENCODED)
-    rows = _encode_batches(model, n_slots, params, cells, positions)
-    n_cells = cells.start.shape[0]
-    return tuple(row.reshape(-1, row.shape[-1])[:n_cells] for row in rows)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _encode_batches(
-    model: Model, n_slots: int, params: Any, cells: CellData, positions: tuple
-) -> tuple[Array, Array, Array]:
-    def one(position: tuple[Array, Array]):
-        n_genes = model.modalities[0].n_features
-        batch = batches.cut(cells, *position, n_genes, n_slots)
-        q, hidden = model.hidden(params, batch)
-        return q.mean(), q.variance(), hidden
-
-    return jax.lax.map(one, positions)
-
-
-def _sizes(model: Model, params: Any, cells: CellData) -> np.ndarray:
-    """Number of cells [K] that each cluster has for its own."""
-    positions, n_slots = batches.in_order(cells, N_ENCODED)
-    return np.asarray(_count(model, n_slots, params, cells, positions)).astype(int)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _count(
-    model: Model, n_slots: int, params: Any, cells: CellData, positions: tuple
-) -> Array:
-    def one(position: tuple[Array, Array]):
-        n_genes = model.modalities[0].n_features
-        batch = batches.cut(cells, *position, n_genes, n_slots)
-        r = model.assign(params, model.encode(params, batch))
-        mine = jax.nn.one_hot(r.argmax(axis=-1), model.n_clusters)
-        return (mine * batch.weight[:, None]).sum(axis=0)
-
-    return jax.lax.map(one, positions).sum(axis=0)
-
-
 def _result(
     plan: Plan,
     model: Model,
     params: Any,
-    fit: _Fit,
+    fit: Course,
     phases: list[Phase],
     steps_per_epoch: int,
     shared: dict[str, Any],
@@ -491,7 +346,7 @@ def _result(
         "validation_bound": best["validation_bound"],
     }
     if model.n_clusters:
-        sizes = _sizes(model, params, plan.train)
+        sizes = cluster_sizes(model, params, plan.train)
         order = np.argsort(-sizes, kind="stable")
         params = clusters.reorder(params, order)
         summary |= {
@@ -500,32 +355,3 @@ def _result(
             "cluster_sizes": sizes[order].tolist(),
         }
     return Result(params, fit.history, summary)
-
-
-@contextlib.contextmanager
-def progress_bar(show: bool, epochs: int):
-    """A function to report an epoch to; a bar on standard error if `show`."""
-    if not show:
-        yield lambda phase, number, bound, rate: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
-    bar = Progress(
-        TextColumn("{task.fields[phase]} epoch"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TextColumn("left"),
-        TimeLeft(),
-        console=Console(stderr=True),
-    )
-    with bar:
-        task = bar.add_task("fit", total=epochs, phase="", figures="compiling")
-
-        def report(phase: str, number: int, bound: float, rate: float) -> None:
-            figures = f"validation bound {bound:.2f}, {rate:,.0f} cells/s"
-            bar.update(task, completed=number, phase=phase, figures=figures)
-
-        yield report

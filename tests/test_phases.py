@@ -13,6 +13,7 @@ from scvae_jax import (
     models,
     objectives,
     phases,
+    placing,
     plots,
     steps,
     training,
@@ -118,12 +119,11 @@ def test_latents_of_few_counts_are_in_use_when_components_are_placed(monkeypatch
     told = []
 
     def place(model, params, cells, seed):
-        mean, variance, _ = phases.encode_cells(model, params, cells)
+        mean, variance, _ = placing.encode_cells(model, params, cells)
         kl = 0.5 * (mean**2 + variance - 1.0 - np.log(variance)).sum(axis=1)
         told.append(float(kl.mean()))
-        return place_clusters(model, params, cells, seed)
+        return placing.place_clusters(model, params, cells, seed)
 
-    place_clusters = phases.place_clusters
     monkeypatch.setattr(phases, "place_clusters", place)
     for free_nats in (phases.START_FREE_NATS, 0.0):
         monkeypatch.setattr(phases, "START_FREE_NATS", free_nats)
@@ -298,7 +298,7 @@ def test_eight_seeds_by_vmap_agree_with_each_alone(types, name):
         state = steps.init_train_state(model, optimizer, jax.random.key(seed))
         if name == "vae":
             return state
-        params = phases.place_clusters(model, state.params, cells, seed)
+        params = placing.place_clusters(model, state.params, cells, seed)
         return state._replace(params=params)
 
     def run(state):
