@@ -24,7 +24,7 @@ from scvae_jax.models import from_config, named_likelihood
 
 CLUSTERS = (1, 2, 5, 10, 20)
 BATCH_SIZE = 128
-N_PROCESSES = 5
+N_PROCESSES = 3
 
 
 def operations(config: ModelConfig, n_genes: int, n_decodes: int) -> float:

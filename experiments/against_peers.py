@@ -25,6 +25,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import readme_tables
 from sklearn.metrics import adjusted_rand_score
 
 import scvae_jax as sv
@@ -144,21 +145,6 @@ def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
-    """The README's table, in Markdown."""
-    lines = ["| set | likelihood | seeds | ours | SCVI | difference | times faster |"]
-    lines.append("|" + "---|" * 7)
-    for row in rows:
-        difference = f"{row['difference']:+.2f}"
-        if row["interval"]:
-            difference += " ({:+.2f} to {:+.2f})".format(*row["interval"])
-        figures = [f"{row['bounds'][tool]:.2f}" for tool in TOOLS]
-        head = f"| {row['set']} | `{row['likelihood']}` | {len(row['seeds'])} | "
-        tail = [*figures, difference, f"{row['times_faster']:.1f}"]
-        lines.append(head + " | ".join(tail).replace("-", "−") + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -213,7 +199,7 @@ def main() -> None:
     result |= {"versions": versions() | peer_versions}
     result |= {"cores": len(os.sched_getaffinity(0))}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(rows))
+    print("\n".join(readme_tables.lines_of(readme_tables.against_peers(result))))
 
 
 if __name__ == "__main__":

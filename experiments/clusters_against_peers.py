@@ -23,11 +23,13 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import anndata
 import clusters
 import numpy as np
+import readme_tables
 import scanpy
 import scipy.sparse
 from sklearn.cluster import KMeans
@@ -49,6 +51,7 @@ SETS = [
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
 THINNED = {"half": 0.5, "quarter": 0.25}
 N_NEIGHBORS = 15
+TOOLS = ("own", "scvi", "components")
 
 
 def prepared(adata: anndata.AnnData) -> anndata.AnnData:
@@ -109,7 +112,9 @@ def of_components(cells: anndata.AnnData) -> dict:
     """30 principal components of log-normalised expression; thinned cells on them."""
     logged, depth = {}, float(np.median(np.asarray(cells.X.sum(axis=1))))
     for name in ("latent", *THINNED):
-        seen = anndata.AnnData(cells.X if name == "latent" else cells.layers[name])
+        x = cells.X if name == "latent" else cells.layers[name]
+        # normalising works in place
+        seen = anndata.AnnData(x.copy())
         # depths as of the full cells' median, as if a thinned cell had come with them
         scanpy.pp.normalize_total(seen, target_sum=depth)
         scanpy.pp.log1p(seen)
@@ -201,37 +206,6 @@ def figures(fit: dict, labels: np.ndarray, held_out: np.ndarray) -> dict:
     return found
 
 
-TOOLS = ("own", "scvi", "components")
-
-
-def table(rows: list[dict]) -> str:
-    """The README's tables, in Markdown."""
-    heads = ["own clusters", "SCVI, k-means", "SCVI, Leiden", "PCA, k-means"]
-    heads += ["PCA, Leiden", "best Leiden, SCVI", "best Leiden, PCA"]
-    columns = [("own", "ari"), ("scvi", "ari"), ("scvi", "leiden")]
-    columns += [("components", "ari"), ("components", "leiden")]
-    columns += [("scvi", "leiden_best"), ("components", "leiden_best")]
-    lines = [" | ".join(["| cells", "seeds", *heads]) + " |", "|" + "---|" * 9]
-    for row in rows:
-        shown = [f"{row[tool][name]['mean']:.3f}" for tool, name in columns]
-        shown[0] += f" ± {row['own']['ari']['sd']:.3f}"
-        lines.append(
-            f"| {row['set']} | {len(row['seeds'])} | " + " | ".join(shown) + " |"
-        )
-    heads = [
-        f"{what}, {name}" for what in ("cluster", "neighbours") for name in THINNED
-    ]
-    lines += ["", " | ".join(["| cells", *heads]) + " |", "|" + "---|" * 5]
-    for row in rows:
-        shown = [
-            ", ".join(f"{row[t][f'{what}_kept_{name}']['mean']:.2f}" for t in TOOLS)
-            for what in ("cluster", "neighbours")
-            for name in THINNED
-        ]
-        lines.append(f"| {row['set']} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -279,12 +253,13 @@ def main() -> None:
             rows = json.loads(arguments.out.read_text())["rows"]
         rows = [other for other in rows if other["set"] != name] + [row]
         rows.sort(key=lambda row: SETS.index(row["set"]))
-        known = versions() | peer_versions | {"scanpy": scanpy.__version__}
+        known = versions() | peer_versions | {"scanpy": metadata.version("scanpy")}
         known |= {"python": platform.python_version()}
         result = {"rows": rows, "versions": known}
         result |= {"cores": len(os.sched_getaffinity(0))}
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(rows))
+    for rows_of in (readme_tables.clusters_against_peers, readme_tables.depth):
+        print("\n".join(readme_tables.lines_of(rows_of(result))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,232 @@
+"""The README's tables of measured figures, from the JSON files that hold them.
+
+    python experiments/readme_tables.py
+
+Writes the rows of each table anew, below the heads that stand in the README; a test
+says where they differ.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SHAPES = {
+    "pbmc4k": "4,271 × 2,000",
+    "kang_batches": "1,556 × 1,267",
+    "worm_neurons": "4,186 × 13,488",
+}
+CELLS = {
+    "hashed_doublets": "four cell lines, told apart by antibodies",
+    "simulated, depth 200": "eight simulated types, 200 counts a cell",
+    "simulated, depth 400": "the same, 400 counts",
+    "simulated, depth 800": "the same, 800 counts",
+    "pbmc10k_citeseq, protein gates": "five kinds of blood cells, told by proteins",
+    "pbmc4k": "eight types of blood cells",
+    "kang_batches": "blood of two donors, half of it stimulated",
+    "kang_batches, batch given": "the same, donor and stimulation given as the batch",
+    "pbmc68k_reduced": "ten types of blood cells, 765 genes",
+    "digits": "handwritten digits, 64 pixels",
+    "paul15": "nineteen clusters of myeloid progenitors",
+    "worm_neurons": "ten types of a worm's neurons, all genes",
+}
+
+Rows = list[list[str]]
+
+
+def held_out(result: dict) -> Rows:
+    """Bounds of test cells by likelihood."""
+    return [
+        [
+            SHAPES[row["set"]],
+            f"`{row['likelihood']}`",
+            f"{row['test']['elbo']:.2f}",
+            f"{row['test']['importance_weighted_bound']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+
+
+def against_peers(result: dict) -> Rows:
+    """Bounds of test cells beside SCVI's."""
+    rows = []
+    for row in result["rows"]:
+        difference = f"{row['difference']:+.2f}"
+        if row["interval"]:
+            difference += " ({:+.2f} to {:+.2f})".format(*row["interval"])
+        bounds = [f"{row['bounds'][tool]:.2f}" for tool in ("scvae_jax", "scvi")]
+        head = [row["set"], f"`{row['likelihood']}`", str(len(row["seeds"]))]
+        rows.append([*head, *bounds, difference, f"{row['times_faster']:.1f}"])
+    return rows
+
+
+def own_clusters(result: dict) -> Rows:
+    """Clusters of the mixture with the shared posterior, and bounds."""
+    rows = []
+    for row in result["rows"]:
+        found, vae = row["gmvae, shared"], row["kmeans_vae"]
+        end = found["end"]
+        rows.append(
+            [
+                CELLS[row["set"]],
+                f"{end['ari']['mean']:.3f} ± {end['ari']['sd']:.3f}",
+                f"{end['ari']['min']:.3f}",
+                f"{vae['ari']['mean']:.3f}",
+                f"{row['kmeans_pca']['ari']['mean']:.3f}",
+                f"{found['stability_median_ari']:.2f}",
+                f"{end['held_out_elbo']['mean']:.2f}",
+                f"{vae['held_out_elbo']['mean']:.2f}",
+            ]
+        )
+    return rows
+
+
+def clusters_against_peers(result: dict) -> Rows:
+    """Agreement with the labels beside k-means and Leiden."""
+    columns = [("scvi", "ari"), ("scvi", "leiden"), ("components", "ari")]
+    columns += [("components", "leiden"), ("scvi", "leiden_best")]
+    columns += [("components", "leiden_best")]
+    return [
+        [
+            CELLS[row["set"]],
+            str(len(row["seeds"])),
+            f"{row['own']['ari']['mean']:.3f} ± {row['own']['ari']['sd']:.3f}",
+            *(f"{row[tool][name]['mean']:.3f}" for tool, name in columns),
+        ]
+        for row in result["rows"]
+    ]
+
+
+def depth(result: dict) -> Rows:
+    """What thinned cells keep: of the mixture, SCVI and components."""
+    kept = [f"{w}_kept_{n}" for w in ("cluster", "neighbours") for n in THINNED]
+    return [
+        [
+            CELLS[row["set"]],
+            *(", ".join(f"{row[t][name]['mean']:.2f}" for t in TOOLS) for name in kept),
+        ]
+        for row in result["rows"]
+    ]
+
+
+THINNED = ("half", "quarter")
+TOOLS = ("own", "scvi", "components")
+
+
+def floor(result: dict) -> Rows:
+    """Steps beside the floor of their arithmetic."""
+    return [
+        [
+            f"{row['n_genes']:,}",
+            f"`{row['likelihood']}`",
+            f"{row['milliseconds']:.2f}",
+            f"{row['floor_milliseconds']:.2f}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in result["floor"]["steps"]
+    ]
+
+
+def speed(result: dict) -> Rows:
+    """Cells a second beside the peers."""
+    rows = []
+    for row in result["peers"]:
+        keys = [
+            f"{side}_cells_per_second"
+            for side in ("scvae_jax", "scvi", "jaxscvi", "floor")
+        ]
+        sides = [f"{row[key]:,}" if key in row else "–" for key in keys]
+        head = [f"{row['n_genes']:,}", f"`{row['likelihood']}`", row["task"]]
+        rows.append([*head, *sides, f"{row['times_scvi']:.2f}"])
+    return rows
+
+
+def original(result: dict) -> Rows:
+    """Steps beside the original's."""
+    return [
+        [
+            row["model"],
+            f"{row['milliseconds']:.2f}",
+            f"{row['original_milliseconds']:.1f}",
+            f"{row['times_original']:.1f}",
+        ]
+        for row in result["original"]
+    ]
+
+
+def time_to_quality(result: dict) -> Rows:
+    """Seconds to a saved run that is better than SCVI's in the end."""
+    rows = []
+    for row in result["rows"]:
+        theirs, (first, second) = row["scvi"], row["scvae_jax"]["runs"]
+        faster = [run["speedup_by_process_seconds"] for run in (first, second)]
+        rows.append(
+            [
+                row["set"],
+                f"{theirs['validation_elbo']:.2f}",
+                f"{theirs['process_seconds']:.0f}, "
+                f"{theirs['seconds_to_first_crossing']:.0f}",
+                f"{first['validation_elbo']:.2f}",
+                f"{first['process_seconds']:.1f}",
+                f"{second['process_seconds']:.1f}",
+                f"{faster[0]:.1f}, {faster[1]:.1f}",
+            ]
+        )
+    return rows
+
+
+# what the head of a table begins with -> its rows, and the file they come from
+TABLES: dict[str, tuple[Callable[[dict], Rows], str]] = {
+    "| cells × genes |": (held_out, "experiments/heldout.json"),
+    "| set | likelihood | seeds |": (against_peers, "experiments/against_peers.json"),
+    "| cells | own clusters, ARI |": (own_clusters, "experiments/clusters.json"),
+    "| cells | seeds | own clusters |": (
+        clusters_against_peers,
+        "experiments/clusters_against_peers.json",
+    ),
+    "| cells | cluster, a half |": (depth, "experiments/clusters_against_peers.json"),
+    "| genes | likelihood | task |": (speed, "benchmarks/speed.json"),
+    "| genes | likelihood | ms a step |": (floor, "benchmarks/speed.json"),
+    "| model | ms a step |": (original, "benchmarks/speed.json"),
+    "| set | SCVI's ELBO |": (time_to_quality, "benchmarks/time_to_quality.json"),
+}
+
+
+def lines_of(rows: Rows) -> list[str]:
+    """Rows in Markdown, with a true minus."""
+    return ["| " + " | ".join(row).replace("-", "−") + " |" for row in rows]
+
+
+def rewritten(readme: str) -> str:
+    """The README with the rows of each table as the JSON files have them.
+
+    Args:
+        readme: its text.
+
+    Returns:
+        The text, the same where nothing has changed.
+
+    Raises:
+        ValueError: for a table whose head is not there, or there twice.
+    """
+    for head, (rows, path) in TABLES.items():
+        if readme.count(f"\n{head}") != 1:
+            raise ValueError(
+                f"found {readme.count(f'{head}')} tables headed {head!r}, expected one"
+            )
+        before, rest = readme.split(f"\n{head}")
+        table, after = rest.split("\n\n", 1)
+        top = table.split("\n")[:2]
+        result = json.loads((ROOT / path).read_text(encoding="utf-8"))
+        body = "\n".join([*top, *lines_of(rows(result))])
+        readme = f"{before}\n{head}{body}\n\n{after}"
+    return readme
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    path.write_text(rewritten(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
