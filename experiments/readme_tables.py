@@ -24,7 +24,7 @@ CELLS = {
     "pbmc10k_citeseq, protein gates": "five kinds of blood cells, told by proteins",
     "pbmc4k": "eight types of blood cells",
     "kang_batches": "blood of two donors, half of it stimulated",
-    "kang_batches, batch given": "the same, donor and stimulation given as the batch",
+    "kang_batches, batch given": "stimulated blood, donor and stimulation as the batch",
     "pbmc68k_reduced": "ten types of blood cells, 765 genes",
     "digits": "handwritten digits, 64 pixels",
     "paul15": "nineteen clusters of myeloid progenitors",
