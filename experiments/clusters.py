@@ -145,19 +145,13 @@ def spread(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def components_of(adata: anndata.AnnData) -> np.ndarray:
-    """30 principal components of log-normalised expression."""
+def principal_components(adata: anndata.AnnData, labels: np.ndarray, k: int, seeds):
+    """k-means on 30 principal components of log-normalised expression."""
     cells = anndata.AnnData(adata.X.astype(np.float32).copy())
     scanpy.pp.normalize_total(cells)
     scanpy.pp.log1p(cells)
     scanpy.pp.pca(cells, n_comps=30)
-    return cells.obsm["X_pca"]
-
-
-def principal_components(adata: anndata.AnnData, labels: np.ndarray, k: int, seeds):
-    """k-means on principal components."""
-    components = components_of(adata)
-    codes = [evaluation.kmeans(components, k, seed) for seed in seeds]
+    codes = [evaluation.kmeans(cells.obsm["X_pca"], k, seed) for seed in seeds]
     return spread([agreement(c, labels) for c in codes])
 
 

@@ -51,7 +51,6 @@ SETS = [
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
 THINNED = {"half": 0.5, "quarter": 0.25}
 N_NEIGHBORS = 15
-TOOLS = ("own", "scvi", "components")
 
 
 def prepared(adata: anndata.AnnData) -> anndata.AnnData:
@@ -161,7 +160,7 @@ def matched(leiden: Callable[[float], np.ndarray], k: int) -> np.ndarray:
     return tried[min(tried, key=lambda found: abs(found - k))]
 
 
-def by_peers(points: np.ndarray, labels: np.ndarray, k: int, seed: int) -> dict:
+def of_leiden(points: np.ndarray, labels: np.ndarray, k: int, seed: int) -> dict:
     """Agreement of Leiden with the labels, at K clusters and at its best."""
     leiden = leiden_of(points, seed)
     same_k = matched(leiden, k)
@@ -216,16 +215,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
-    rows = []
-    if arguments.out.exists():
-        rows = json.loads(arguments.out.read_text())["rows"]
     for name in arguments.only:
         read_set, k, options, _ = clusters.SETS[name]
         adata, labels = read_set(arguments.data)
         cells = prepared(adata)
         held_out = np.flatnonzero((cells.obs["split"] != "train").to_numpy())
         components = of_components(cells)
-        found = {tool: [] for tool in TOOLS}
+        found = {tool: [] for tool in readme_tables.TOOLS}
         for seed in arguments.seeds:
             file = f"clusters.{{}}.{name.replace(', ', '.')}.{seed}.npz"
             own = kept(
@@ -242,17 +238,17 @@ def main() -> None:
                 fit = with_codes(fit, k, seed)
                 found[tool].append(
                     figures(fit, labels, held_out)
-                    | by_peers(fit["latent"], labels, k, seed)
+                    | of_leiden(fit["latent"], labels, k, seed)
                 )
-            print(name, seed, {t: found[t][-1] for t in TOOLS}, flush=True)
+            print(
+                name, seed, {t: found[t][-1] for t in readme_tables.TOOLS}, flush=True
+            )
         row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
         row |= {"seeds": arguments.seeds}
         row |= {tool: clusters.spread(of) for tool, of in found.items()}
         # read again: another run may have written rows meanwhile
-        if arguments.out.exists():
-            rows = json.loads(arguments.out.read_text())["rows"]
-        rows = [other for other in rows if other["set"] != name] + [row]
-        rows.sort(key=lambda row: SETS.index(row["set"]))
+        kept_rows = [o for o in clusters.written(arguments.out) if o["set"] != name]
+        rows = sorted([*kept_rows, row], key=lambda row: SETS.index(row["set"]))
         known = versions() | peer_versions | {"scanpy": metadata.version("scanpy")}
         known |= {"python": platform.python_version()}
         result = {"rows": rows, "versions": known}

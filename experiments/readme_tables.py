@@ -31,6 +31,10 @@ CELLS = {
     "worm_neurons": "ten types of a worm's neurons, all genes",
 }
 
+# of clusters_against_peers.json
+TOOLS = ("own", "scvi", "components")
+THINNED = ("half", "quarter")
+
 Rows = list[list[str]]
 
 
@@ -107,10 +111,6 @@ def depth(result: dict) -> Rows:
         ]
         for row in result["rows"]
     ]
-
-
-THINNED = ("half", "quarter")
-TOOLS = ("own", "scvi", "components")
 
 
 def floor(result: dict) -> Rows:
@@ -210,10 +210,9 @@ def rewritten(readme: str) -> str:
         ValueError: for a table whose head is not there, or there twice.
     """
     for head, (rows, path) in TABLES.items():
-        if readme.count(f"\n{head}") != 1:
-            raise ValueError(
-                f"found {readme.count(f'{head}')} tables headed {head!r}, expected one"
-            )
+        n_found = readme.count(f"\n{head}")
+        if n_found != 1:
+            raise ValueError(f"found {n_found} tables headed {head!r}, expected one")
         before, rest = readme.split(f"\n{head}")
         table, after = rest.split("\n\n", 1)
         top = table.split("\n")[:2]
