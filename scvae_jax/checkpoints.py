@@ -34,7 +34,7 @@ from scvae_jax.config import (
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model, from_config, named_likelihood
 
-FORMAT = 3
+FORMAT = 4
 PARTS = ("config.json", "genes.json", "cells.csv", "history.json", "params")
 PACKAGES = ("scvae_jax", "jax", "flax", "optax", "distrax", "numpy", "anndata")
 

@@ -211,8 +211,8 @@ def reorder(params: Tree, order: np.ndarray) -> Tree:
     if "clusters" in params:
         old = params["clusters"]
         logits = {name: value[..., order] for name, value in old["logits"].items()}
-        cluster = {"kernel": old["cluster"]["kernel"][order]}
-        params |= {"clusters": old | {"logits": logits, "cluster": cluster}}
+        kernel = old["kernel"][order]
+        params |= {"clusters": old | {"logits": logits, "kernel": kernel}}
     return params
 
 

@@ -143,15 +143,16 @@ class Encoder(nn.Module):
 
 
 class ClusterEncoder(nn.Module):
-    """Hidden layer of the encoder -> q(y|x), and how q(z|x,y) departs from q(z|x).
+    """Hidden layer of the encoder -> q(y|x); q(z|x) -> how q(z|x,y) departs from it.
 
     The condition on y enters here, after all that the encoder does once for each cell.
-    The departure starts at zero, whatever y.
+    Were q(z|x) exact under a flat prior, q(z|x,y) would be its product with p(z|y): a
+    function of its mean, its scale and y. The departure starts at zero, whatever y.
 
     Attributes:
         n_clusters: K.
         n_latent: L.
-        size: width of the hidden layer that sees x and y.
+        size: width of the hidden layer that sees q(z|x) and y.
     """
 
     n_clusters: int
@@ -159,13 +160,15 @@ class ClusterEncoder(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, h: Array) -> tuple[Array, Array]:
-        """[B, n] -> logits [B, K], and shifts [B, K, 2 L] of mean and log scale."""
+    def __call__(self, h: Array, moments: Array) -> tuple[Array, Array]:
+        """Logits [B, K], and shifts [B, K, 2 L] of mean and log scale.
+
+        `h` [B, n] is the hidden layer, `moments` [B, 2 L] mean and scale of q(z|x).
+        """
         logits = nn.Dense(self.n_clusters, name="logits")(h)
-        of_cell = nn.Dense(self.size, name="cell")(h)
-        of_cluster = nn.Dense(self.size, use_bias=False, name="cluster")(
-            jnp.eye(self.n_clusters)
-        )
+        of_cell = nn.Dense(self.size, use_bias=False, name="cell")(moments)
+        kernel_init = nn.initializers.lecun_normal()
+        of_cluster = self.param("kernel", kernel_init, (self.n_clusters, self.size))
         h = nn.relu(of_cell[:, None] + of_cluster[None])
         shape = (self.size, 2 * self.n_latent)
         return logits, h @ self.param("departure", nn.initializers.zeros, shape)
