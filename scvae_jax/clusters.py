@@ -211,8 +211,9 @@ def reorder(params: Tree, order: np.ndarray) -> Tree:
     if "clusters" in params:
         old = params["clusters"]
         logits = {name: value[..., order] for name, value in old["logits"].items()}
-        kernel = old["kernel"][order]
-        params |= {"clusters": old | {"logits": logits, "kernel": kernel}}
+        params |= {"clusters": old | {"logits": logits}}
+        if "kernel" in old:
+            params["clusters"]["kernel"] = old["kernel"][order]
     return params
 
 

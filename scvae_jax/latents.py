@@ -76,6 +76,21 @@ def components(
     return distrax.MultivariateNormalTri(mean[None], factor)
 
 
+def log_density(prior: distrax.Distribution, z: Array) -> Array:
+    """Log p(z|y) of each component.
+
+    Args:
+        prior: from `components`.
+        z: [..., 1, L], or [..., K, L].
+
+    Returns:
+        [..., K] nats.
+    """
+    if isinstance(prior, distrax.MultivariateNormalTri):
+        return prior.log_prob(z)
+    return _total(prior.distribution.log_prob(z))
+
+
 def divergence(posterior: distrax.Independent, prior: distrax.Distribution) -> Array:
     """KL(q(z|x,y) || p(z|y)) in closed form.
 
@@ -88,7 +103,20 @@ def divergence(posterior: distrax.Independent, prior: distrax.Distribution) -> A
     """
     if isinstance(prior, distrax.MultivariateNormalTri):
         posterior = distrax.MultivariateNormalDiag(posterior.mean(), posterior.stddev())
-    return posterior.kl_divergence(prior)
+        return posterior.kl_divergence(prior)
+    return _total(posterior.distribution.kl_divergence(prior.distribution))
+
+
+@jax.custom_vjp
+def _total(each: Array) -> Array:
+    """Sum over the last axis, as a product: twice as fast as XLA's if it is short."""
+    return jnp.matmul(each, jnp.ones(each.shape[-1]), precision="highest")
+
+
+_total.defvjp(
+    lambda each: (_total(each), each),
+    lambda each, slope: (jnp.broadcast_to(slope[..., None], each.shape),),
+)
 
 
 def sample(distribution: distrax.Distribution, key: Array, n_samples: int) -> Array:

@@ -14,6 +14,7 @@ from scvae_jax.latents import (
     departed,
     diagonal_normal,
     divergence,
+    log_density,
     sample,
     standard_normal,
 )
@@ -341,7 +342,7 @@ def gmvae(
         )
 
     def weigh_shared(params: Tree, z: Array, q, batch: Batch, key=None) -> Terms:
-        log_pz = prior_of(params).log_prob(z[:, None])
+        log_pz = log_density(prior_of(params), z[:, None])
         log_px = log_likelihood(
             base.modalities, batch, base.decode(params, z, batch, key)
         )
@@ -364,7 +365,7 @@ def gmvae(
 
         # what is as wide as the genes, of one cluster at a time
         h = base.expand(params, jnp.swapaxes(z, 0, 1), batch, key)
-        log_pz = prior.log_prob(z)
+        log_pz = log_density(prior, z)
         return Terms(
             z=z,
             log_px=_each(log_px_of, h, batch).T,
@@ -376,7 +377,7 @@ def gmvae(
         )
 
     def infer(params: Tree, z: Array) -> Array:
-        log_joint = log_py(params) + prior_of(params).log_prob(z[:, None])
+        log_joint = log_py(params) + log_density(prior_of(params), z[:, None])
         return jax.nn.log_softmax(log_joint, axis=-1)
 
     def assign(params: Tree, q) -> Array:

@@ -166,6 +166,9 @@ class ClusterEncoder(nn.Module):
         `h` [B, n] is the hidden layer, `moments` [B, 2 L] mean and scale of q(z|x).
         """
         logits = nn.Dense(self.n_clusters, name="logits")(h)
+        if self.n_clusters == 1:
+            # the heads of the encoder give whatever q(z|x) can be
+            return logits, jnp.zeros((h.shape[0], 1, 2 * self.n_latent))
         of_cell = nn.Dense(self.size, use_bias=False, name="cell")(moments)
         kernel_init = nn.initializers.lecun_normal()
         of_cluster = self.param("kernel", kernel_init, (self.n_clusters, self.size))

@@ -86,3 +86,35 @@ def test_a_posterior_departs_by_a_shift_and_a_factor(moments):
     np.testing.assert_allclose(
         found.stddev(), np.exp(log_scale[:, None] + log_factor), rtol=1e-5
     )
+
+
+def test_density_and_divergence_of_components_in_value_and_gradient(moments):
+    random = np.random.default_rng(3)
+    z = jnp.asarray(random.normal(size=(N_CELLS, 1, N_LATENT)), "float32")
+    mean = jnp.asarray(random.normal(size=(2, N_LATENT)), "float32")
+    q_mean, q_log_scale = (value[:, None] for value in moments)
+
+    def of(function):
+        def total(mean, log_scale, z, q_mean):
+            prior = latents.components(mean, log_scale)
+            q = latents.diagonal_normal(q_mean, q_log_scale)
+            value = function(q, prior, z)
+            return (
+                value * jnp.arange(1.0, 1.0 + value.size).reshape(value.shape)
+            ).sum()
+
+        arguments = (mean, jnp.full((1, 1), 0.3), z, q_mean)
+        return jax.value_and_grad(total, argnums=(0, 1, 2, 3))(*arguments)
+
+    for ours, plain in (
+        (
+            lambda q, prior, z: latents.log_density(prior, z),
+            lambda q, p, z: p.log_prob(z),
+        ),
+        (lambda q, p, z: latents.divergence(q, p), lambda q, p, z: q.kl_divergence(p)),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            of(ours),
+            of(plain),
+        )

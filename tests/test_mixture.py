@@ -285,6 +285,24 @@ def test_assign_of_a_network_is_its_own(batch):
     )
 
 
+def test_one_cluster_has_nothing_to_depart_from(batch):
+    model = models.gmvae(
+        [models.Modality("rna", N_GENES, likelihoods.negative_binomial())],
+        n_clusters=1,
+        posterior="conditional",
+        n_latent=N_LATENT,
+        hidden_sizes=(7,),
+    )
+    params = some_params(model)
+    assert set(params["clusters"]) == {"logits"}
+    q = jax.jit(model.encode)(params, batch)
+    plain, _ = jax.jit(model.hidden)(params, batch)
+    alone = q.components_distribution
+    np.testing.assert_array_equal(alone.mean()[:, 0], plain.mean())
+    np.testing.assert_array_equal(alone.stddev()[:, 0], plain.stddev())
+    np.testing.assert_array_equal(model.assign(params, q), 1.0)
+
+
 def test_one_dropout_mask_for_all_clusters(batch):
     model = mixture("conditional", dropout_decoder=0.5)
     params = some_params(model)
