@@ -23,11 +23,11 @@ from pathlib import Path
 
 from common import machine
 
-# 300 to 540 steps
+# 200 to 330 steps
 SETS = {
-    "pbmc4k": {"epochs": 20, "batch_key": None},
-    "kang_batches": {"epochs": 30, "batch_key": "batch"},
-    "worm_neurons": {"epochs": 20, "batch_key": None},
+    "pbmc4k": {"epochs": 12, "batch_key": None},
+    "kang_batches": {"epochs": 20, "batch_key": "batch"},
+    "worm_neurons": {"epochs": 8, "batch_key": None},
 }
 OPTIONS = ["--split-key", "split", "--likelihood", "negative_binomial"]
 OPTIONS += ["--latent-size", "10", "--learning-rate", "0.01"]
