@@ -211,9 +211,11 @@ def reorder(params: Tree, order: np.ndarray) -> Tree:
     if "clusters" in params:
         old = params["clusters"]
         logits = {name: value[..., order] for name, value in old["logits"].items()}
-        params |= {"clusters": old | {"logits": logits}}
-        if "kernel" in old:
-            params["clusters"]["kernel"] = old["kernel"][order]
+        rest = {
+            name: value[order] if name == "kernel" else value
+            for name, value in old.items()
+        }
+        params |= {"clusters": rest | {"logits": logits}}
     return params
 
 

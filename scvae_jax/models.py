@@ -296,8 +296,7 @@ def gmvae(
     base = vae(modalities, n_latent=n_latent, hidden_sizes=hidden_sizes, **networks)
     n_features = sum(m.n_features for m in base.modalities)
     n_hidden = hidden_sizes[-1] if hidden_sizes else n_features
-    # twice what it reads: at 128, of the hidden layer, it cost a tenth of a step
-    clusters = ClusterEncoder(n_clusters, n_latent, 4 * n_latent)
+    clusters = ClusterEncoder(n_clusters, n_latent)
 
     def init(key: Array, profiles: Profiles | None = None) -> Tree:
         key_base, key_prior, key_clusters = jax.random.split(key, 3)
