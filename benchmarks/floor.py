@@ -19,6 +19,7 @@ from common import N_STEPS, add, first_state, seconds, step_seconds
 from scvae_jax import batches, objectives, steps
 from scvae_jax.config import ModelConfig
 from scvae_jax.models import from_config, named_likelihood
+from scvae_jax.networks import matmul_of
 
 BATCH_SIZE = 128
 DENSITY = 0.1
@@ -74,8 +75,14 @@ def floor(
     hidden: int,
     batch_size: int = BATCH_SIZE,
     parts: tuple[str, ...] = ("products", "optimiser"),
+    precision: str = "float32",
+    times: int = 1,
 ) -> Program:
-    """N_STEPS times the gene-wide products and the optimiser's pass, or one of both."""
+    """The gene-wide products and the optimiser's pass, or one of both.
+
+    N_STEPS steps with inputs of their own, so many times over.
+    """
+    matmul = matmul_of(precision)
     optimizer = steps.default_optimizer(1000)
     key = jax.random.key(0)
     into = jax.random.normal(key, (n_genes, hidden)) / n_genes**0.5
@@ -85,15 +92,15 @@ def floor(
     x = jax.random.normal(key, (N_STEPS, batch_size, n_genes))
 
     def gradients_of(params, x):
-        h = x @ params["in"]["kernel"]
+        h = matmul(x, params["in"]["kernel"])
         gradients, to_h = {}, jnp.zeros_like(h)
         for i in range(n_heads):
             kernel = params[str(i)]["kernel"]
             # stands for the gradient of the likelihood, small so that nothing grows
-            slope = 1e-6 * (h @ kernel)
-            gradients[str(i)] = {"kernel": h.T @ slope}
-            to_h += slope @ kernel.T
-        gradients["in"] = {"kernel": x.T @ to_h}
+            slope = 1e-6 * matmul(h, kernel)
+            gradients[str(i)] = {"kernel": matmul(h.T, slope)}
+            to_h += matmul(slope, kernel.T)
+        gradients["in"] = {"kernel": matmul(x.T, to_h)}
         return gradients
 
     def step(carry, x):
@@ -111,7 +118,9 @@ def floor(
     start = (params, optimizer.init(params), None if together else params)
 
     def run(start, x):
-        return jax.lax.scan(step, start, x)[0]
+        return jax.lax.fori_loop(
+            0, times, lambda _, carry: jax.lax.scan(step, carry, x)[0], start
+        )
 
     return Program(run, start, x)
 
@@ -122,8 +131,9 @@ def ours(
     cells: batches.CellData,
     batch_size: int = BATCH_SIZE,
     n_samples: int = 1,
+    times: int = 1,
 ) -> Program:
-    """An epoch of ours, from cells on the device."""
+    """An epoch of ours, from cells on the device, or so many in one program."""
     model = from_config(config, named_likelihood(config), n_genes=n_genes)
     optimizer = steps.default_optimizer(1000)
     one_sample = n_samples == 1
@@ -133,6 +143,7 @@ def ours(
     step = steps.make_train_step(model, objective, optimizer)
     state = first_state(model, optimizer)
     positions, n_slots = batches.in_order(cells, batch_size)
+    positions = [np.tile(position, (times, 1)) for position in positions]
 
     def epoch(state, cells, positions):
         def one(state, position):

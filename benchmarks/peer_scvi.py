@@ -56,7 +56,14 @@ def versions() -> dict:
     }
 
 
-def speed(adata: anndata.AnnData, likelihood: str, epochs: int, jax: bool) -> dict:
+def speed(
+    adata: anndata.AnnData,
+    likelihood: str,
+    epochs: int,
+    jax: bool,
+    accelerator: str,
+    batch_size: int,
+) -> dict:
     """Seconds of each epoch but the first, and of encoding all cells but once."""
     kind = scvi.model.JaxSCVI if jax else scvi.model.SCVI
     kind.setup_anndata(adata)
@@ -65,8 +72,8 @@ def speed(adata: anndata.AnnData, likelihood: str, epochs: int, jax: bool) -> di
     model.train(
         max_epochs=epochs + 1,
         train_size=1.0,
-        batch_size=128,
-        accelerator="cpu",
+        batch_size=batch_size,
+        accelerator=accelerator,
         callbacks=[clock],
         enable_progress_bar=False,
     )
@@ -119,13 +126,22 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-key")
     parser.add_argument("--jax", action="store_true", help="JaxSCVI instead of SCVI")
+    parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=128)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     scvi.settings.seed = 0
     cells = anndata.read_h5ad(arguments.file)
     if arguments.task == "speed":
-        result = speed(cells, arguments.likelihood, arguments.epochs, arguments.jax)
+        result = speed(
+            cells,
+            arguments.likelihood,
+            arguments.epochs,
+            arguments.jax,
+            arguments.accelerator,
+            arguments.batch_size,
+        )
     else:
         result = quality(cells, arguments.likelihood, arguments.batch_key)
     print(json.dumps(result | {"versions": versions()}))

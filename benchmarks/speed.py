@@ -6,9 +6,9 @@ r"""Speed beside the peers and the floor, in one run: one JSON, one table, one p
 Sections: `floor` (a step against its matrix products and the optimiser's pass),
 `peers` (training and encoding of SCVI and JaxSCVI), `original` (a step of the
 original's VAE and GMVAE), `growth` (a step by part and by size, memory, slots) and
-`accelerator` (large batches and 28,000 genes, for a GPU; left out on a CPU unless it is
-asked for). Those asked for replace what the JSON has of them. Peers have environments
-of their own; those that are not given are left out.
+`accelerator` (large batches and 28,000 genes, beside SCVI on the same GPU; left out on
+a CPU unless it is asked for). Those asked for replace what the JSON has of them. Peers
+have environments of their own; those that are not given are left out.
 
 Everywhere: simulated counts, a tenth of them non-zero; one hidden layer of 128, latent
 10, batch 128, dispersion per gene, library means; compilation apart; medians. With the
@@ -20,17 +20,17 @@ Nothing else should run on the machine. Half an hour on two cores with all peers
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 
+import accelerator
 import anndata
 import floor
 import growth
 import jax
 import numpy as np
 import scipy.sparse
-from common import N_STEPS, machine, seconds
+from common import N_STEPS, answer_of, machine, seconds
 
 from scvae_jax import placing, training
 from scvae_jax.config import DataConfig, ModelConfig
@@ -118,14 +118,6 @@ def ours(
     return seconds({"train": train, "encode": encode, "floor": least}, repeats)
 
 
-def answer_of(*command: str) -> dict:
-    """The JSON that a peer's script prints last."""
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def scvi(python: str, path: Path, likelihood: str, repeats: int, *more: str) -> dict:
     """The same of SCVI, in a process of its own."""
     script = str(Path(__file__).with_name("peer_scvi.py"))
@@ -170,40 +162,6 @@ def original(python: str | None, repeats: int) -> list[dict]:
             row["peer_versions"] = versions
         rows.append(row)
         print(json.dumps(row), flush=True)
-    return rows
-
-
-def accelerator(repeats: int) -> list[dict]:
-    """Steps of large batches and many genes, with what they reach of the device."""
-    rows = []
-    for n_genes in (2000, 28_000):
-        for batch_size in (128, 512, 4096):
-            cells = floor.cells_of(n_genes, N_STEPS * batch_size, 0.05)
-            programs = {
-                precision: floor.ours(
-                    floor.plain_config(precision=precision), n_genes, cells, batch_size
-                )
-                for precision in ("float32", "bfloat16")
-            }
-            programs["floor"] = floor.floor(n_genes, 1, 128, batch_size)
-            times = seconds(programs, repeats)
-            # five products, and the least traffic: Adam reads 4 and writes 3 arrays
-            # of the weights, and the likelihood passes some 8 times over B x G
-            operations = 2.0 * batch_size * n_genes * 128 * 5
-            traffic = 4.0 * (7 * 2 * n_genes * 128 + 8 * batch_size * n_genes)
-            for precision in ("float32", "bfloat16"):
-                step = times[precision] / N_STEPS
-                row = {"n_genes": n_genes, "batch_size": batch_size}
-                row |= {
-                    "precision": precision,
-                    "milliseconds": round(1e3 * step, 3),
-                    "cells_per_second": round(batch_size / step),
-                    "ratio_to_floor": round(times[precision] / times["floor"], 2),
-                    "teraflops": round(1e-12 * operations / step, 3),
-                    "least_gigabytes_per_second": round(1e-9 * traffic / step, 1),
-                }
-                rows.append(row)
-                print(json.dumps(row), flush=True)
     return rows
 
 
@@ -292,7 +250,7 @@ def main() -> None:
         "peers": lambda: peers(arguments.scvi, repeats),
         "original": lambda: original(arguments.original, repeats),
         "growth": lambda: growth.measure(arguments.data, repeats),
-        "accelerator": lambda: accelerator(repeats),
+        "accelerator": lambda: accelerator.measure(arguments.scvi, repeats),
     }
     sections = arguments.sections or [
         name
@@ -301,8 +259,12 @@ def main() -> None:
     ]
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in sections:
-        result[name] = measures[name]()
-        result |= {"repeats": repeats} | machine()
+        measured = {"repeats": repeats} | machine()
+        if name == "accelerator":
+            # from a machine of its own
+            result[name] = measures[name]() | measured
+        else:
+            result |= {name: measures[name]()} | measured
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, arguments.out.with_suffix(".png"))
     print(table(result))

@@ -160,7 +160,9 @@ def cut(
     end = jnp.cumsum(n_rows)
     # row r belongs to the first cell whose end lies past it; B for padding
     row = jnp.arange(n_slots // ROW, dtype=jnp.int32)
-    cell = jnp.searchsorted(end, row, side="right").astype(jnp.int32)
+    # on a GPU each turn of a loop would be some kernels of its own
+    cell = jnp.searchsorted(end, row, side="right", method="scan_unrolled")
+    cell = cell.astype(jnp.int32)
     owner = jnp.minimum(cell, batch_size - 1)
     offset = cells.start[index] - (end - n_rows)
     address = jnp.where(cell < batch_size, row + offset[owner], 0)
@@ -203,7 +205,7 @@ def product(
     entries: Array,
     x: Array,
     kernel: Array,
-    matmul: Callable[[Array, Array], Array] = jnp.matmul,
+    matmul: Callable[[Array, Array], Array],
 ) -> Array:
     """The product of x with a kernel, from its entries alone where that is faster.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from scvae_jax.config import (
+    PRECISIONS,
     InputError,
     InputWarning,
     ModelConfig,
@@ -138,7 +139,7 @@ def train(
     latent_size: LatentSize = MODEL.n_latent,
     hidden_sizes: HiddenSizes = SIZES,
     precision: Annotated[
-        str, typer.Option(help="Of gene-wide matrix products: float32 or bfloat16.")
+        str, typer.Option(help=f"Of gene-wide products: {', '.join(PRECISIONS)}.")
     ] = MODEL.precision,
     epochs: Epochs = None,
     batch_size: BatchSize = TRAIN.batch_size,

@@ -107,6 +107,9 @@ def check_clusters(
     )
 
 
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """What is fitted.
@@ -121,8 +124,9 @@ class ModelConfig:
         dropout_input: share of the non-zero inputs hidden from the encoder in training.
         dropout_hidden: dropout on the encoder's hidden layers.
         dropout_decoder: dropout on the decoder's hidden layers.
-        precision: of the gene-wide matrix products: "float32", or "bfloat16", which
-            rounds their operands and sums in float32.
+        precision: of the gene-wide matrix products, one of PRECISIONS: "float32"; or
+            "tensorfloat32" or "bfloat16", which round operands to 10 and 7 bits and
+            sum in float32. A device without "tensorfloat32" takes float32 for it.
         n_clusters: components K of a gmvae's mixture; a vae has none.
         posterior: of a gmvae, "shared" (q(z|x), one decode whatever K) or
             "conditional" (q(y|x) q(z|x,y), K decodes).
@@ -170,9 +174,9 @@ class ModelConfig:
             "choose one of these",
         )
         _check(
-            self.precision in ("float32", "bfloat16"),
+            self.precision in PRECISIONS,
             f"precision={self.precision!r}",
-            "float32 or bfloat16",
+            f"one of {', '.join(PRECISIONS)}",
             "choose one of these",
         )
         if isinstance(self.mixture_weights, list):

@@ -469,7 +469,10 @@ def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Lik
                 "give a batch key or choose dispersion='gene'"
             )
         else:
-            log_theta = free["log_dispersion"][covariates.batch]
+            # a product: gradients of rows looked up meet in no order on a GPU
+            table = free["log_dispersion"]
+            one_hot = jax.nn.one_hot(covariates.batch, len(table), dtype=table.dtype)
+            log_theta = jnp.matmul(one_hot, table, precision="highest")
         return {"log_mean": log_mu, "log_dispersion": log_theta}
 
     def sample(key: Array, p: Params) -> Array:
@@ -741,26 +744,37 @@ def total_log_prob(
     cell, gene, value = (jnp.asarray(a) for a in nonzero)
     inside = (cell >= 0) & (cell < x.shape[0])
     present = inside[:, None] & (gene >= 0) & (gene < x.shape[1]) & (value != 0)
+    value = jnp.where(present, value, 1.0)
+
+    def of_entries(gathered: Params) -> Array:
+        log_prob = likelihood.log_prob(value, gathered)
+        return jnp.where(present, log_prob - likelihood.log_prob_zero(gathered), 0.0)
+
+    log_zero = likelihood.log_prob_zero(params)
+    if jax.default_backend() != "cpu":
+        # every entry at an address of its own: where sums meet at one, as those of
+        # gradients of a gene's parameter do, a GPU takes them in no order, and slowly
+        at = (jnp.where(present, cell[:, None], x.shape[0]), gene)
+        gathered = {
+            name: jnp.broadcast_to(p, x.shape + p.shape[2:])
+            .at[at]
+            .get(mode="fill", fill_value=0.0, unique_indices=True)
+            for name, p in params.items()
+        }
+        log_zero = jnp.broadcast_to(log_zero, x.shape)
+        entries = of_entries(gathered)
+        return log_zero.at[at].add(entries, mode="drop", unique_indices=True).sum(-1)
     cell = jnp.where(inside, cell, 0)
     gene = jnp.where(present, gene, 0)
     gathered = {
         name: p[cell[:, None] if p.shape[0] > 1 else 0, gene if p.shape[1] > 1 else 0]
         for name, p in params.items()
     }
-    log_prob = likelihood.log_prob(jnp.where(present, value, 1.0), gathered)
-    log_prob -= likelihood.log_prob_zero(gathered)
-    log_prob = jnp.where(present, log_prob, 0.0).sum(axis=-1)
-    log_zero = likelihood.log_prob_zero(params)
-    return _sum_over_genes(log_zero) + jax.ops.segment_sum(
-        log_prob, cell, num_segments=x.shape[0]
-    )
-
-
-def _sum_over_genes(a: Array) -> Array:
+    of_rows = of_entries(gathered).sum(axis=-1)
     # XLA's fused sum of a long formula is twice as slow on a CPU as array and product
-    if jax.default_backend() == "cpu":
-        return jnp.matmul(a, jnp.ones(a.shape[-1], a.dtype), precision="highest")
-    return a.sum(axis=-1)
+    ones = jnp.ones(log_zero.shape[-1], log_zero.dtype)
+    of_zeros = jnp.matmul(log_zero, ones, precision="highest")
+    return of_zeros + jax.ops.segment_sum(of_rows, cell, num_segments=x.shape[0])
 
 
 def _of_cells_and_genes(p: Array, n_trailing: int) -> Array:

@@ -137,8 +137,8 @@ def vae(
         dropout_input: share of the encoder's non-zero inputs dropped in training.
         dropout_hidden: dropout in the encoder.
         dropout_decoder: dropout in the decoder.
-        precision: of the gene-wide matrix products, "float32" or "bfloat16" (operands
-            rounded to it, summed in float32); all else is in float32.
+        precision: of the gene-wide matrix products, as in `ModelConfig`; all else is in
+            float32.
 
     Returns:
         The model.

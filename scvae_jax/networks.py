@@ -7,12 +7,14 @@ training starts.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scvae_jax.config import PRECISIONS
 from scvae_jax.likelihoods import Head
 
 Array = jax.Array
@@ -72,14 +74,19 @@ _rounded.defvjp(
 
 
 def matmul_of(precision: str) -> Callable[[Array, Array], Array]:
-    """The matrix product of gene-wide layers, in "float32" or "bfloat16"."""
-    products = {"float32": jnp.matmul, "bfloat16": _rounded}
-    if precision not in products:
+    """The matrix product of gene-wide layers, in one of PRECISIONS."""
+    if precision not in PRECISIONS:
         raise ValueError(
-            f"found precision={precision!r}, expected float32 or bfloat16, choose one "
-            "of these"
+            f"found precision={precision!r}, expected one of {', '.join(PRECISIONS)}, "
+            "choose one of these"
         )
-    return products[precision]
+    if precision == "bfloat16":
+        return _rounded
+    return partial(jnp.matmul, precision=precision)
+
+
+# on a GPU or TPU the default of a product is not float32
+Dense = partial(nn.Dense, precision="float32")
 
 
 class Output(nn.Module):
@@ -98,7 +105,8 @@ class Output(nn.Module):
         # the bias as a product: its transpose, a sum over cells, is then one too, ten
         # times faster on a CPU than XLA's own sum
         y = matmul_of(self.precision)(h, kernel)
-        y += jnp.ones((h.shape[0], 1)) @ bias[None]
+        ones = jnp.ones((h.shape[0], 1))
+        y += jnp.matmul(ones, bias[None], precision="float32")
         return y.reshape(h.shape[0], *self.shape)
 
 
@@ -115,7 +123,7 @@ class Hidden(nn.Module):
     ) -> Array:
         """[B, n] -> [B, sizes[-1]]; `keep` has a mask [B, size] for each layer."""
         for i, size in enumerate(self.sizes):
-            h = nn.Dense(size, dot_general=product if i == 0 else None)(h)
+            h = Dense(size, dot_general=product if i == 0 else None)(h)
             if self.layer_norm:
                 h = nn.LayerNorm()(h)
             h = drop(nn.relu(h), keep[i] if keep else None, self.dropout)
@@ -139,7 +147,7 @@ class Encoder(nn.Module):
         `product` takes x and the first kernel, for a faster product than x @ kernel.
         """
         h = Hidden(self.hidden_sizes, self.layer_norm, self.dropout)(x, keep, product)
-        return nn.Dense(self.n_latent)(h), nn.Dense(self.n_latent)(h), h
+        return Dense(self.n_latent)(h), Dense(self.n_latent)(h), h
 
 
 class ClusterEncoder(nn.Module):
@@ -163,18 +171,19 @@ class ClusterEncoder(nn.Module):
 
         `h` [B, n] is the hidden layer, `moments` [B, 2 L] mean and scale of q(z|x).
         """
-        logits = nn.Dense(self.n_clusters, name="logits")(h)
+        logits = Dense(self.n_clusters, name="logits")(h)
         if self.n_clusters == 1:
             # the heads of the encoder give whatever q(z|x) can be
             return logits, jnp.zeros((h.shape[0], 1, 2 * self.n_latent))
         # twice what it reads: at 128, of the hidden layer, it cost a tenth of a step
         size = 4 * self.n_latent
-        of_cell = nn.Dense(size, use_bias=False, name="cell")(moments)
+        of_cell = Dense(size, use_bias=False, name="cell")(moments)
         kernel_init = nn.initializers.lecun_normal()
         of_cluster = self.param("kernel", kernel_init, (self.n_clusters, size))
         h = nn.relu(of_cell[:, None] + of_cluster[None])
         shape = (size, 2 * self.n_latent)
-        return logits, h @ self.param("departure", nn.initializers.zeros, shape)
+        departure = self.param("departure", nn.initializers.zeros, shape)
+        return logits, jnp.matmul(h, departure, precision="float32")
 
 
 class Decoder(nn.Module):

@@ -293,7 +293,8 @@ def _compile(
     n_genes = plan.build({}).modalities[0].n_features
     epoch = make_epoch(setup, n_genes, n_slots, held_out_slots)
     # on a CPU fits side by side would not stay in its cache
-    program = over_fits(epoch, one_by_one=jax.default_backend() == "cpu")
+    one_by_one = len(orders) == 1 or jax.default_backend() == "cpu"
+    program = over_fits(epoch, one_by_one=one_by_one)
     shared = (plan.train, plan.held_out, in_order)
     active = np.ones(len(orders), bool)
     compiled = (

@@ -151,7 +151,9 @@ def test_only_a_rate_of_free_parameters_may_be_left_to_the_model(kind, name, hig
 
 @pytest.mark.parametrize("value", ["float16", None, 32])
 def test_precision_that_is_refused(value):
-    with pytest.raises(InputError, match="found precision=.*float32 or bfloat16"):
+    with pytest.raises(
+        InputError, match="found precision=.*float32, tensorfloat32, bfloat16"
+    ):
         ModelConfig(precision=value)
 
 

@@ -1,5 +1,7 @@
 """The VAE: shapes, covariates, dropout, modalities, sparse against dense input."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,9 @@ def test_few_entries_are_encoded_as_a_dense_array_would_be(wide_batch, dropout):
 
 
 @pytest.mark.parametrize("posterior", ["vae", "shared", "conditional"])
-def test_lower_precision_moves_a_bound_by_little(sparse_batch, posterior):
+def test_precision_of_products(sparse_batch, posterior):
+    """A device may round what a product takes, unless told not to."""
+
     def bound(precision):
         likelihood = likelihoods.negative_binomial()
         modalities = [models.Modality("rna", 40, likelihood)]
@@ -81,13 +85,47 @@ def test_lower_precision_moves_a_bound_by_little(sparse_batch, posterior):
         def log_px(params):
             return model.terms(params, KEY, sparse_batch).log_px.mean()
 
-        return jax.value_and_grad(log_px)(params), str(jax.make_jaxpr(log_px)(params))
+        both = jax.value_and_grad(log_px)
+        text = str(jax.make_jaxpr(both)(params))
+        asked = re.findall(r"precision=\((\S+),", text)
+        left = text.count("dot_general[") - len(asked)
+        return both(params), set(asked) | {"none"} if left else set(asked)
 
-    (full, _), full_text = bound("float32")
-    (low, slopes), low_text = bound("bfloat16")
+    (full, _), asked = bound("float32")
+    assert asked == {"Precision.HIGHEST"}
+    (low, _), asked = bound("tensorfloat32")
+    assert asked == {"Precision.HIGHEST", "Precision.HIGH"}
+    assert abs(float(full - low)) < 0.5
+    # operands in bfloat16 have no precision to be asked for
+    (low, slopes), asked = bound("bfloat16")
+    assert asked == {"Precision.HIGHEST", "none"}
     assert 0 < abs(float(full - low)) < 0.5
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
-    assert "bf16" in low_text and "bf16" not in full_text
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        likelihoods.from_name("zero_inflated_negative_binomial"),
+        likelihoods.from_name("negative_binomial", dispersion="gene_batch"),
+        likelihoods.from_name("categorised_poisson"),
+    ],
+    ids=lambda likelihood: likelihood.name,
+)
+def test_a_gpu_is_left_no_order_of_sums(sparse_batch, monkeypatch, likelihood):
+    """Sums that meet at one address come out otherwise each time on a GPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    modalities = [models.Modality("rna", 40, likelihood)]
+    model = models.gmvae(modalities, n_clusters=3, n_latent=3, n_categories=(2,))
+
+    def loss(params):
+        return model.terms(params, KEY, sparse_batch, train=True).log_px.sum()
+
+    text = str(jax.make_jaxpr(jax.value_and_grad(loss))(model.init(KEY)))
+    scatters = re.findall(r"scatter-add\[(.*?)\] ", text, re.DOTALL)
+    # of values at the entries, and of the gradient of each parameter there
+    assert len(scatters) >= 3
+    assert all("unique_indices=True" in scatter for scatter in scatters)
 
 
 def model_of(name, n_genes=40, **options):

@@ -1,0 +1,90 @@
+"""Clusters where their number is not known, against the best that Leiden could do.
+
+    python experiments/number_of_clusters.py --data ../shared/data \
+        --out experiments/number_of_clusters.json
+
+Sets whose truth does not come from their RNA. `sv.sweep_clusters` fits mixtures of 2 to
+12 clusters, three seeds each, without labels. Two numbers are taken from it: the
+smallest whose validation bound is within a standard error (over seeds) of the best, and
+the one most stable between seeds. Fits of either are then scored by the labels (ARI,
+mean over seeds), to be held against the best of Leiden over its range of resolutions,
+which takes labels to find (`clusters_against_peers.json`). Some fifteen minutes a set
+on one core.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import clusters
+import numpy as np
+
+import scvae_jax as sv
+from scvae_jax.checkpoints import versions
+
+SETS = [
+    "hashed_doublets",
+    "simulated, depth 200",
+    "simulated, depth 400",
+    "simulated, depth 800",
+    "pbmc10k_citeseq, protein gates",
+]
+NUMBERS = (2, 3, 4, 5, 6, 8, 10, 12)
+SEEDS = (0, 1, 2)
+
+
+def within_an_error(table) -> int:
+    """The smallest number whose bound is within a standard error of the best."""
+    best = table.loc[table["validation_bound"].idxmax()]
+    error = best["validation_bound_sd"] / len(SEEDS) ** 0.5
+    near = table["validation_bound"] >= best["validation_bound"] - error
+    return int(table.loc[near, "n_clusters"].min())
+
+
+def scores(adata, labels, fitted: sv.Fitted) -> dict[str, float]:
+    """Agreement of each seed's clusters with the labels."""
+    found = []
+    for fit in clusters.fits_of(fitted):
+        annotated = sv.apply(adata, fit, copy=True)
+        codes = annotated.obs["scvae_cluster"].to_numpy()
+        found.append(clusters.agreement(codes, labels)["ari"])
+    return {"mean": float(np.mean(found)), "sd": float(np.std(found, ddof=1))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=SETS, choices=SETS)
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        read_set, k, options, _ = clusters.SETS[name]
+        adata, labels = read_set(arguments.data)
+        if "split" in adata.obs:
+            options = options | {"split_key": "split"}
+        config = sv.ModelConfig(model="gmvae")
+        table = sv.sweep_clusters(
+            adata, config, n_clusters=NUMBERS, seeds=SEEDS, progress=False, **options
+        )
+        row = {"set": name, "n_obs": adata.n_obs, "types": len(np.unique(labels))}
+        row |= {"k_of_truth": k, "seeds": list(SEEDS)}
+        row["sweep"] = table.to_dict("records")
+        row["n_clusters"] = within_an_error(table)
+        row["most_stable"] = int(table.loc[table["stability"].idxmax(), "n_clusters"])
+        print(table, row["n_clusters"], flush=True)
+        for rule in ("n_clusters", "most_stable"):
+            config = sv.ModelConfig(model="gmvae", n_clusters=row[rule])
+            fitted = sv.fit_many(adata, config, seeds=SEEDS, progress=False, **options)
+            row[f"ari_{rule}"] = scores(adata, labels, fitted)
+            print(rule, row[f"ari_{rule}"], flush=True)
+        # read again: another run may have written rows meanwhile
+        kept = [old for old in clusters.written(arguments.out) if old["set"] != name]
+        rows = sorted([*kept, row], key=lambda row: SETS.index(row["set"]))
+        known = versions() | {"python": platform.python_version()}
+        result = {"rows": rows, "versions": known}
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
