@@ -113,6 +113,21 @@ def depth(result: dict) -> Rows:
     ]
 
 
+def number_of_clusters(result: dict) -> Rows:
+    """Clusters where their number is not known."""
+    return [
+        [
+            CELLS[row["set"]],
+            str(row["types"]),
+            *(
+                f"{row[rule]}: {row['ari'][str(row[rule])]['mean']:.3f}"
+                for rule in ("best_of_stable", "most_stable", "within_an_error")
+            ),
+        ]
+        for row in result["rows"]
+    ]
+
+
 def floor(result: dict) -> Rows:
     """Steps beside the floor of their arithmetic."""
     return [
@@ -185,6 +200,10 @@ TABLES: dict[str, tuple[Callable[[dict], Rows], str]] = {
         "experiments/clusters_against_peers.json",
     ),
     "| cells | cluster, a half |": (depth, "experiments/clusters_against_peers.json"),
+    "| cells | types | best of the stable |": (
+        number_of_clusters,
+        "experiments/number_of_clusters.json",
+    ),
     "| genes | likelihood | task |": (speed, "benchmarks/speed.json"),
     "| genes | likelihood | ms a step |": (floor, "benchmarks/speed.json"),
     "| model | ms a step |": (original, "benchmarks/speed.json"),
