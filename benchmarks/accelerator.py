@@ -9,7 +9,6 @@ same device, in batches of 128 and of 4,096 cells. 32 steps to a program, as in 
 import json
 import statistics
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import anndata
@@ -99,8 +98,7 @@ def beside_scvi(python: str, ours: list[dict], repeats: int) -> list[dict]:
 def measure(scvi: str | None, repeats: int) -> dict:
     """All of it; SCVI where its Python is given."""
     result = {"device_reaches": reached(repeats)}
-    measured = map(partial(steps, repeats=repeats), *zip(*SIZES, strict=True))
-    result["steps"] = [row for rows in measured for row in rows]
+    result["steps"] = [row for size in SIZES for row in steps(*size, repeats)]
     if scvi:
         result["peers"] = beside_scvi(scvi, result["steps"], repeats)
     return result

@@ -153,11 +153,11 @@ def test_compiled_programs_are_kept_for_the_next_run(data, tmp_path, monkeypatch
         )
         assert done.returncode == 0, done.stderr
         figures.append(json.loads(done.stdout)["validation_elbo"])
-        files = listing(tmp_path / "scvae_jax")
-        # on a busy machine a small one too may take long enough to be kept
-        kept.append({name for name in files if "jit_program" in name})
+        kept.append(set(listing(tmp_path / "scvae_jax")))
     assert any(name.endswith("-cache") for name in kept[0])
-    assert kept[0] == kept[1]
+    # on a busy machine a small one too may come to take long enough to be kept
+    assert kept[0] <= kept[1]
+    assert not any("jit_program" in name for name in kept[1] - kept[0])
     assert figures[0] == figures[1]
 
 

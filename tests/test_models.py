@@ -89,16 +89,16 @@ def test_precision_of_products(sparse_batch, posterior):
         text = str(jax.make_jaxpr(both)(params))
         asked = re.findall(r"precision=\((\S+),", text)
         left = text.count("dot_general[") - len(asked)
-        return both(params), set(asked) | {"none"} if left else set(asked)
+        return both(params), set(asked) | {"none"} if left else set(asked), text
 
-    (full, _), asked = bound("float32")
-    assert asked == {"Precision.HIGHEST"}
-    (low, _), asked = bound("tensorfloat32")
+    (full, _), asked, full_text = bound("float32")
+    assert asked == {"Precision.HIGHEST"} and "bf16" not in full_text
+    (low, _), asked, _ = bound("tensorfloat32")
     assert asked == {"Precision.HIGHEST", "Precision.HIGH"}
     assert abs(float(full - low)) < 0.5
     # operands in bfloat16 have no precision to be asked for
-    (low, slopes), asked = bound("bfloat16")
-    assert asked == {"Precision.HIGHEST", "none"}
+    (low, slopes), asked, low_text = bound("bfloat16")
+    assert asked == {"Precision.HIGHEST", "none"} and "bf16" in low_text
     assert 0 < abs(float(full - low)) < 0.5
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
