@@ -1,5 +1,7 @@
 """Priors and posteriors of the latent space, on distrax."""
 
+from functools import partial
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -88,7 +90,11 @@ def log_density(prior: distrax.Distribution, z: Array) -> Array:
     """
     if isinstance(prior, distrax.MultivariateNormalTri):
         return prior.log_prob(z)
-    return _total(prior.distribution.log_prob(z))
+    normal = prior.distribution
+    if z.shape[-2] > 1:
+        return _total(normal.log_prob(z))
+    mean, scale = normal.loc[0], normal.scale[0]
+    return _of_each(z.reshape(-1, z.shape[-1]), mean, scale).reshape(*z.shape[:-2], -1)
 
 
 def divergence(posterior: distrax.Independent, prior: distrax.Distribution) -> Array:
@@ -117,6 +123,33 @@ _total.defvjp(
     lambda each: (_total(each), each),
     lambda each, slope: (jnp.broadcast_to(slope[..., None], each.shape),),
 )
+
+
+@jax.custom_vjp
+def _of_each(z: Array, mean: Array, scale: Array) -> Array:
+    """Log N(z; mean, scale^2) of all z [B, L] under each component [K, L]: [B, K]."""
+    return _total(distrax.Normal(mean[None], scale[None]).log_prob(z[:, None]))
+
+
+def _slopes_of_each(inputs: tuple[Array, Array, Array], slope: Array):
+    """Gradients as products over B or K, so that none is as large as [B, K, L].
+
+    With u [B, K] and p = 1 / scale^2: of z, sum_k u p (mean - z); of the mean,
+    sum_b u p (z - mean); of the scale, sum_b u (p (z - mean)^2 - 1) / scale.
+    """
+    z, mean, scale = inputs
+    product = partial(jnp.matmul, precision="highest")
+    p, total = scale**-2, slope.sum(axis=0)[:, None]
+    first, second = product(slope.T, z), product(slope.T, z**2)
+    squares = second - 2 * mean * first + mean**2 * total
+    return (
+        product(slope, mean * p) - z * product(slope, p),
+        p * (first - mean * total),
+        (p * squares - total) / scale,
+    )
+
+
+_of_each.defvjp(lambda *inputs: (_of_each(*inputs), inputs), _slopes_of_each)
 
 
 def sample(distribution: distrax.Distribution, key: Array, n_samples: int) -> Array:

@@ -107,7 +107,9 @@ def elbo_parts(terms: Terms, kl: str = "analytic") -> Parts:
     kl_z = terms.kl_z if kl == "analytic" else terms.log_qz - terms.log_pz
 
     def expected(value: Array) -> Array:
-        # 1/S sum_s sum_y q(y) value
+        # 1/S sum_s sum_y q(y) value, where q(y) sums to one if the value knows no y
+        if value.shape[-1] == 1:
+            return value[..., 0].mean(axis=0)
         return (jnp.exp(log_qy) * value).sum(axis=-1).mean(axis=0)
 
     return Parts(

@@ -88,9 +88,13 @@ def test_a_posterior_departs_by_a_shift_and_a_factor(moments):
     )
 
 
-def test_density_and_divergence_of_components_in_value_and_gradient(moments):
+@pytest.mark.parametrize("scales", [(1, 1), (2, N_LATENT)])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_density_and_divergence_of_components_in_value_and_gradient(
+    moments, scales, draws
+):
     random = np.random.default_rng(3)
-    z = jnp.asarray(random.normal(size=(N_CELLS, 1, N_LATENT)), "float32")
+    z = jnp.asarray(random.normal(size=(N_CELLS, draws, N_LATENT)), "float32")
     mean = jnp.asarray(random.normal(size=(2, N_LATENT)), "float32")
     q_mean, q_log_scale = (value[:, None] for value in moments)
 
@@ -103,7 +107,8 @@ def test_density_and_divergence_of_components_in_value_and_gradient(moments):
                 value * jnp.arange(1.0, 1.0 + value.size).reshape(value.shape)
             ).sum()
 
-        arguments = (mean, jnp.full((1, 1), 0.3), z, q_mean)
+        log_scale = jnp.linspace(-0.5, 0.5, scales[0] * scales[1]).reshape(scales)
+        arguments = (mean, log_scale, z, q_mean)
         return jax.value_and_grad(total, argnums=(0, 1, 2, 3))(*arguments)
 
     for ours, plain in (
