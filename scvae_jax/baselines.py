@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
-import scipy.special
+import scipy  # its parts are loaded where they are used
 
 from scvae_jax import batches
 from scvae_jax.batches import Batch, CellData

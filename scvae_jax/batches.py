@@ -123,15 +123,15 @@ def to_device(
         # one row at least, so that addresses have something to point at
         slots = np.zeros((max(total, 1), ROW), dtype)
         slots.reshape(-1)[slot] = entries
-        return jnp.asarray(slots)
+        return jax.device_put(slots)
 
     return CellData(
         gene=in_rows(x.indices, np.uint16 if x.shape[1] <= 2**16 else np.int32),
         value=in_rows(x.data, np.uint16 if whole else np.float32),
-        start=jnp.asarray(start.astype(np.int32)),
-        length=jnp.asarray((n_rows * ROW).astype(np.int32)),
-        depth=jnp.asarray(depth.astype(np.float32)),
-        categorical=jnp.asarray(categorical.astype(np.int32)),
+        start=jax.device_put(start.astype(np.int32)),
+        length=jax.device_put((n_rows * ROW).astype(np.int32)),
+        depth=jax.device_put(depth.astype(np.float32)),
+        categorical=jax.device_put(categorical.astype(np.int32)),
     )
 
 

@@ -1,6 +1,8 @@
 """The command line: parse, call, print. Heavy imports wait for the command."""
 
+import atexit
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -78,6 +80,9 @@ def main() -> None:
     warnings.simplefilter("always", InputWarning)
     warnings.showwarning = _show_warning
     _keep_compiled()
+    # of what imports and traces leave little is garbage, and looking takes long
+    gc.set_threshold(200_000)
+    atexit.register(gc.freeze)
     try:
         code = app(standalone_mode=False)
     except (InputError, ImportError) as error:

@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.cluster.vq
-import scipy.optimize
-import scipy.special
+import scipy  # its parts are loaded where they are used
 
 Array = jax.Array
 Tree = Any

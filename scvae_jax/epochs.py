@@ -1,4 +1,8 @@
-"""An epoch as one compiled program, for one fit or for many at once."""
+"""An epoch as two compiled programs, for one fit or for many at once.
+
+A pass over the training cells, and a look at the validation cells. They are two since
+they compile side by side in less time than one that does both.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,18 +47,16 @@ class Orders(NamedTuple):
         return int(np.where(weight > 0, length, 0).sum(axis=1).max())
 
 
-class Carry(NamedTuple):
-    """What goes from epoch to epoch: the state, and the best parameters so far."""
+class Best(NamedTuple):
+    """The best parameters of a phase so far, and their validation bound."""
 
-    state: TrainState
-    best_params: Any
-    best_bound: Array
+    params: Any
+    bound: Array
 
 
-def first_carry(state: TrainState) -> Carry:
-    """The carry before the first epoch of a phase: nothing is the best yet."""
-    best = jax.tree.map(jnp.copy, state.params)
-    return Carry(state, best, jnp.float32(-jnp.inf))
+def first_best(params: Any) -> Best:
+    """Before the first epoch of a phase nothing is the best yet."""
+    return Best(jax.tree.map(jnp.copy, params), jnp.float32(-jnp.inf))
 
 
 class Setup(NamedTuple):
@@ -73,81 +75,94 @@ class Setup(NamedTuple):
     keep: str
 
 
-def make_epoch(
-    setup: Callable[[dict[str, Array]], Setup],
-    n_genes: int,
-    n_slots: int,
-    held_out_slots: int,
+def make_pass(
+    setup: Callable[[dict[str, Array]], Setup], n_genes: int, n_slots: int
 ) -> Callable:
-    """One pass over the training cells and a look at the validation cells.
+    """One pass over the training cells.
 
     Args:
         setup: settings that may be traced, such as a learning rate -> what is trained.
         n_genes: G.
-        n_slots: slots for the fullest batch of training cells.
-        held_out_slots: the same for validation cells.
+        n_slots: slots for the fullest batch.
 
     Returns:
-        epoch(carry, positions, settings, train, held_out, in_order) -> (carry,
-        figures); `in_order` has the positions of the held-out cells.
+        (state, (positions, settings), cells) -> (state, figures).
     """
 
-    def epoch(
-        carry: Carry,
-        positions: tuple[Array, Array],
-        settings: dict[str, Array],
-        train: CellData,
-        held_out: CellData,
-        in_order: tuple[Array, Array],
-    ) -> tuple[Carry, dict[str, Array]]:
-        model, objective, step, full_weight, keep = setup(settings)
+    def train(
+        state: TrainState,
+        of_fit: tuple[tuple[Array, Array], dict[str, Array]],
+        cells: CellData,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        positions, settings = of_fit
+        setting = setup(settings)
 
         def one(state: TrainState, position: tuple[Array, Array]):
-            batch = batches.cut(train, *position, n_genes, n_slots)
-            state, metrics = step(state, batch)
+            batch = batches.cut(cells, *position, n_genes, n_slots)
+            state, metrics = setting.step(state, batch)
             n_cells = batch.weight.sum()
             return state, (metrics, jnp.where(metrics.finite, n_cells, 0.0))
 
-        state, (metrics, n_cells) = jax.lax.scan(one, carry.state, positions)
+        state, (metrics, n_cells) = jax.lax.scan(one, state, positions)
+        loss = jnp.where(metrics.finite, metrics.loss, 0.0)
+        kl_weight = metrics.kl_weight[-1]
+        return state, {
+            "loss": (loss * n_cells).sum() / jnp.maximum(n_cells.sum(), 1.0),
+            "kl_weight": kl_weight,
+            "skipped_steps": state.skipped,
+            "longest_skipped_run": state.longest_run,
+            "risen": kl_weight >= setting.full_weight * (1.0 - 1e-6),
+        }
+
+    return train
+
+
+def make_look(
+    setup: Callable[[dict[str, Array]], Setup], n_genes: int, n_slots: int
+) -> Callable:
+    """A look at the validation cells, which may find the parameters the best so far.
+
+    Args:
+        setup: settings -> what is trained.
+        n_genes: G.
+        n_slots: slots for the fullest batch.
+
+    Returns:
+        (best, (params, key, risen, settings), (cells, in_order)) -> (best, figures);
+        `in_order` has the positions of the cells.
+    """
+
+    def look(
+        best: Best,
+        of_fit: tuple[Any, Array, Array, dict[str, Array]],
+        held_out: tuple[CellData, tuple[Array, Array]],
+    ) -> tuple[Best, dict[str, Array]]:
+        params, key, risen, settings = of_fit
+        model, objective, _, _, keep = setup(settings)
         # the same noise at every look, apart from that of the steps: fold_in(key, step)
-        key = jax.random.fold_in(state.key, 2**32 - 1)
-        seen = validate(model, objective, state.params, key, held_out, in_order)
-        risen = metrics.kl_weight[-1] >= full_weight * (1.0 - 1e-6)
-        if keep == "last":
-            better = jnp.isfinite(seen["validation_bound"])
-        else:
-            better = seen["validation_bound"] > carry.best_bound
+        key = jax.random.fold_in(key, 2**32 - 1)
+        figures = validate(model, objective, params, key, *held_out)
+        bound = figures["validation_bound"]
+        better = jnp.isfinite(bound) if keep == "last" else bound > best.bound
         if keep != "best":
             better &= risen
         best_params = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old),
-            state.params,
-            carry.best_params,
+            lambda new, old: jnp.where(better, new, old), params, best.params
         )
-        loss = jnp.where(metrics.finite, metrics.loss, 0.0)
-        figures = {
-            "loss": (loss * n_cells).sum() / jnp.maximum(n_cells.sum(), 1.0),
-            "kl_weight": metrics.kl_weight[-1],
-            **seen,
-            "skipped_steps": state.skipped,
-            "longest_skipped_run": state.longest_run,
-            "risen": risen,
-            "better": better,
-        }
-        best_bound = jnp.where(better, seen["validation_bound"], carry.best_bound)
-        return Carry(state, best_params, best_bound), figures
+        best = Best(best_params, jnp.where(better, bound, best.bound))
+        return best, figures | {"better": better}
 
     def validate(
         model: Model,
         objective: Objective,
         params: Any,
         key: Array,
-        held_out: CellData,
+        cells: CellData,
         in_order: tuple[Array, Array],
     ) -> dict[str, Array]:
         def one(total: Any, position: tuple[Array, Array, Array]):
             index, weight, number = position
-            batch = batches.cut(held_out, index, weight, n_genes, held_out_slots)
+            batch = batches.cut(cells, index, weight, n_genes, n_slots)
             key_batch = jax.random.fold_in(key, number)
             terms = model.terms(params, key_batch, batch, objective.n_samples)
             parts = elbo_parts(terms)
@@ -171,7 +186,7 @@ def make_epoch(
         zeros |= {name: jnp.zeros(n_clusters) for name in ("r", "size")}
         numbers = jnp.arange(in_order[0].shape[0])
         total, _ = jax.lax.scan(one, zeros, (*in_order, numbers))
-        mean = jax.tree.map(lambda value: value / held_out.start.shape[0], total)
+        mean = jax.tree.map(lambda value: value / cells.start.shape[0], total)
         bound = mean["bound"] if objective.n_samples > 1 else mean["elbo"]
         figures = {"validation_elbo": mean["elbo"], "validation_bound": bound}
         if model.n_clusters:
@@ -182,7 +197,7 @@ def make_epoch(
             }
         return figures
 
-    return epoch
+    return look
 
 
 def effective_number(share: Array) -> Array:
@@ -190,36 +205,34 @@ def effective_number(share: Array) -> Array:
     return jnp.exp(jax.scipy.special.entr(share).sum())
 
 
-def over_fits(epoch: Callable, *, one_by_one: bool) -> Callable:
-    """An epoch of many fits in one program; those that have stopped are left alone.
+def over_fits(function: Callable, *, one_by_one: bool) -> Callable:
+    """Half an epoch of many fits in one program; those that have stopped stay as is.
 
     Args:
-        epoch: from `make_epoch`.
+        function: from `make_pass` or `make_look`: (carry, of_fit, shared) -> (carry,
+            figures).
         one_by_one: one fit after the other inside the program, which on a CPU is
             faster than side by side, where arrays of all fits do not stay in cache.
 
     Returns:
-        program(carries, positions, settings, active, train, held_out, in_order) ->
-        (carries, figures), the first four and the results with an axis over fits.
+        program(carries, of_fits, active, shared) -> (carries, figures), all but the
+        last argument with an axis over fits.
     """
     # one trace serves both the figures' shapes and the program
-    epoch = jax.jit(epoch)
+    function = jax.jit(function)
 
-    def program(carries, positions, settings, active, train, held_out, in_order):
-        def run(carry, positions, settings):
-            return epoch(carry, positions, settings, train, held_out, in_order)
-
+    def program(carries, of_fits, active, shared):
         def one(fit):
-            carry, positions, settings, active = fit
-            shapes = jax.eval_shape(run, carry, positions, settings)[1]
+            carry, of_fit, active = fit
+            shapes = jax.eval_shape(function, carry, of_fit, shared)[1]
             nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             return jax.lax.cond(
                 active,
-                lambda: run(carry, positions, settings),
+                lambda: function(carry, of_fit, shared),
                 lambda: (carry, nothing),
             )
 
-        fits = (carries, positions, settings, active)
+        fits = (carries, of_fits, active)
         return jax.lax.map(one, fits) if one_by_one else jax.vmap(one)(fits)
 
     return program

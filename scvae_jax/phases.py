@@ -7,7 +7,8 @@ rises and the learning rate falls anew: components are placed on latents at rest
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,11 @@ from scvae_jax.batches import CellData
 from scvae_jax.config import InputError, TrainConfig
 from scvae_jax.epochs import (
     ALIVE,
-    Carry,
     Orders,
     Setup,
-    first_carry,
-    make_epoch,
+    first_best,
+    make_look,
+    make_pass,
     over_fits,
 )
 from scvae_jax.models import Model, Profiles
@@ -154,13 +155,13 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     epochs = n_epochs(config, steps_per_epoch)
     orders = [Orders(seed, n_train, batch_size) for seed in plan.seeds]
     # the batches of all epochs are known beforehand, so slots for the fullest suffice
-    n_slots = batches.n_slots(
-        max(
-            order.fullest(number, plan.train)
-            for order in orders
-            for number in range(1, epochs + 1)
-        )
+    fullest = max(
+        order.fullest(number, plan.train)
+        for order in orders
+        for number in range(1, epochs + 1)
     )
+    in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
+    slots = (batches.n_slots(fullest), held_out_slots)
     settings = {name: jnp.asarray(v) for name, v in plan.settings.items()}
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     optimizer = plan.optimizer or default_optimizer(1)
@@ -171,29 +172,33 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             lambda key: init_train_state(model, optimizer, key, profiles), keys
         )
 
-    states = first_states(keys, plan.profiles)
     fits = [Course(config.patience) for _ in plan.seeds]
     seconds = compile_seconds = 0.0
     phases = phases_of(model, config, epochs, steps_per_epoch)
-    with progress_bar(progress, epochs) as report:
-        for phase in phases:
+    with ThreadPoolExecutor() as pool, progress_bar(progress, epochs) as report:
+        started = time.perf_counter()
+        first = _ahead(pool, first_states.lower(keys, plan.profiles))
+        shapes = jax.eval_shape(first_states, keys, plan.profiles)
+        arguments = (shapes, _positions(orders, 1), settings, in_order, slots)
+        programs = [
+            [
+                _ahead(pool, lowered)
+                for lowered in _lowered(
+                    plan, _setup_of(plan, phases, phase, steps_per_epoch), *arguments
+                )
+            ]
+            for phase in phases
+        ]
+        states = first()(keys, plan.profiles)
+        compile_seconds += time.perf_counter() - started
+        for phase, of_phase in zip(phases, programs, strict=True):
             if phase.name == "gmvae":
                 states = _place(
                     plan, model, states, fits, phase.before * steps_per_epoch
                 )
             started = time.perf_counter()
-            carries = jax.vmap(first_carry)(states)
-            program = _compile(
-                plan,
-                phases,
-                phase,
-                steps_per_epoch,
-                n_slots,
-                batch_size,
-                carries,
-                orders,
-                settings,
-            )
+            best = _first_best(states.params)
+            train, look = (program() for program in of_phase)
             compiled = time.perf_counter()
             compile_seconds += compiled - started
             for fit in fits:
@@ -201,10 +206,11 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             for number in range(phase.before + 1, phase.before + phase.epochs + 1):
                 epoch_started = time.perf_counter()
                 active = np.array([fit.active for fit in fits])
-                carries, figures = program(
-                    carries, _positions(orders, number), settings, active
-                )
-                figures = jax.device_get(figures)
+                of_fits = (_positions(orders, number), settings)
+                states, trained = train(states, of_fits, active, plan.train)
+                of_fits = (states.params, states.key, trained["risen"], settings)
+                best, seen = look(best, of_fits, active, (plan.held_out, in_order))
+                figures = jax.device_get(trained | seen)
                 taken = time.perf_counter() - epoch_started
                 for i, fit in enumerate(fits):
                     if fit.active:
@@ -213,23 +219,23 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
                         }
                         fit.see(number, phase.name, mine, taken, config)
                 bounds = [fit.bound for fit in fits if fit.error is None]
-                best = max(bounds, default=np.nan)
-                report(phase.name, number, best, n_train * active.sum() / taken)
+                bound = max(bounds, default=np.nan)
+                report(phase.name, number, bound, n_train * active.sum() / taken)
                 if not any(fit.active for fit in fits):
                     break
             seconds += time.perf_counter() - compiled
             for fit in fits:
                 fit.end_phase(config)
-            states = carries.state._replace(params=carries.best_params)
+            states = states._replace(params=best.params)
     summary = {
         "n_train": n_train,
         "n_validation": plan.held_out.start.shape[0],
         "seconds": round(seconds, 3),
         "compile_seconds": round(compile_seconds, 3),
     }
-    shared = (phases, steps_per_epoch, summary)
+    common = (phases, steps_per_epoch, summary)
     return [
-        fit.error or _result(plan, model, _of_fit(states.params, i), fit, *shared)
+        fit.error or _result(plan, model, _of_fit(states.params, i), fit, *common)
         for i, fit in enumerate(fits)
     ]
 
@@ -239,18 +245,20 @@ def _positions(orders: Sequence[Orders], number: int) -> tuple[np.ndarray, ...]:
     return tuple(map(np.stack, zip(*(order(number) for order in orders), strict=True)))
 
 
-def _compile(
-    plan: Plan,
-    phases: list[Phase],
-    phase: Phase,
-    steps_per_epoch: int,
-    n_slots: int,
-    batch_size: int,
-    carries: Carry,
-    orders: Sequence[Orders],
-    settings: dict[str, Array],
-) -> Callable:
-    """The program of one epoch of a phase, for all fits."""
+def _ahead(pool: ThreadPoolExecutor, lowered: jax.stages.Lowered) -> Callable:
+    """How to get a compiled program, on a CPU compiled while other things go on.
+
+    Compilers for accelerators time kernels on the device, which should then be idle.
+    """
+    if jax.default_backend() == "cpu":
+        return pool.submit(lowered.compile).result
+    return lowered.compile
+
+
+def _setup_of(
+    plan: Plan, phases: list[Phase], phase: Phase, steps_per_epoch: int
+) -> Callable[[dict[str, Array]], Setup]:
+    """What a phase trains, from settings that may be traced."""
     config = plan.config
     before, n_steps = phase.before * steps_per_epoch, phase.epochs * steps_per_epoch
 
@@ -289,22 +297,44 @@ def _compile(
         full_weight = weight(jnp.int32(before + n_steps - 1))
         return Setup(model, objective, step, full_weight, keep)
 
-    in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
+    return setup
+
+
+def _lowered(
+    plan: Plan,
+    setup: Callable[[dict[str, Array]], Setup],
+    states: TrainState,
+    positions: tuple[np.ndarray, ...],
+    settings: dict[str, Array],
+    in_order: tuple[np.ndarray, np.ndarray],
+    slots: tuple[int, int],
+) -> Iterator[jax.stages.Lowered]:
+    """The two programs of an epoch of all fits, ready to be compiled.
+
+    `states` may be their shapes; `slots` are those of training and validation batches.
+    """
     n_genes = plan.build({}).modalities[0].n_features
-    epoch = make_epoch(setup, n_genes, n_slots, held_out_slots)
     # on a CPU fits side by side would not stay in its cache
-    one_by_one = len(orders) == 1 or jax.default_backend() == "cpu"
-    program = over_fits(epoch, one_by_one=one_by_one)
-    shared = (plan.train, plan.held_out, in_order)
-    active = np.ones(len(orders), bool)
-    compiled = (
-        jax.jit(program, donate_argnums=0)
-        .lower(carries, _positions(orders, 1), settings, active, *shared)
-        .compile()
-    )
-    return lambda *of_fits: compiled(*of_fits, *shared)
+    one_by_one = len(plan.seeds) == 1 or jax.default_backend() == "cpu"
+    everyone = np.ones(len(plan.seeds), bool)
+
+    def lowered(function: Callable, *arguments: Any) -> jax.stages.Lowered:
+        program = over_fits(function, one_by_one=one_by_one)
+        return jax.jit(program, donate_argnums=0).lower(*arguments)
+
+    train = make_pass(setup, n_genes, slots[0])
+    yield lowered(train, states, (positions, settings), everyone, plan.train)
+    look = make_look(setup, n_genes, slots[1])
+    best = jax.eval_shape(_first_best, states.params)
+    of_fits = (states.params, states.key, everyone, settings)
+    yield lowered(look, best, of_fits, everyone, (plan.held_out, in_order))
 
 
+# as a whole: leaf by leaf, each shape would be a program of its own
+_first_best = jax.jit(jax.vmap(first_best))
+
+
+@jax.jit
 def _of_fit(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], tree)
 

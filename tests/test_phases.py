@@ -163,18 +163,20 @@ def test_what_a_phase_leaves(types, keep, expected):
         )
         return epochs.Setup(model, objective, step, 1.0, keep)
 
-    epoch = jax.jit(epochs.make_epoch(setup, 60, n_slots, n_slots))
-    carry = epochs.first_carry(
-        steps.init_train_state(model, optimizer, jax.random.key(0))
-    )
+    train = jax.jit(epochs.make_pass(setup, 60, n_slots))
+    look = jax.jit(epochs.make_look(setup, 60, n_slots))
+    state = steps.init_train_state(model, optimizer, jax.random.key(0))
+    best = epochs.first_best(state.params)
     states, bounds = [], []
     for number in range(1, 6):
-        carry, figures = epoch(carry, order(number), {}, cells, cells, in_order)
-        states.append(carry.state.params)
+        state, figures = train(state, (order(number), {}), cells)
+        of_fit = (state.params, state.key, figures["risen"], {})
+        best, figures = look(best, of_fit, (cells, in_order))
+        states.append(state.params)
         bounds.append(float(figures["validation_bound"]))
     assert bounds == sorted(bounds, reverse=True)
-    assert same(carry.best_params, states[expected])
-    assert float(carry.best_bound) == bounds[expected]
+    assert same(best.params, states[expected])
+    assert float(best.bound) == bounds[expected]
 
 
 @pytest.mark.parametrize("kind", ["vae", "gmvae"])
