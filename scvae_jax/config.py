@@ -121,6 +121,9 @@ class ModelConfig:
         n_latent: dimensions of the latent space.
         hidden_sizes: widths of the hidden layers, encoder order; the decoder mirrors.
         layer_norm: LayerNorm after each hidden layer, or none.
+        thinning: largest share of a cell's counts hidden from the encoder in training;
+            each time a share between 0 and it is drawn, and each count hidden with that
+            probability. So the encoder learns to read cells of other depths.
         dropout_input: share of the non-zero inputs hidden from the encoder in training.
         dropout_hidden: dropout on the encoder's hidden layers.
         dropout_decoder: dropout on the decoder's hidden layers.
@@ -144,6 +147,7 @@ class ModelConfig:
     n_latent: int = 10
     hidden_sizes: tuple[int, ...] = (128, 128)
     layer_norm: bool = True
+    thinning: float = 0.0
     dropout_input: float = 0.3
     dropout_hidden: float = 0.1
     dropout_decoder: float = 0.3
@@ -190,7 +194,7 @@ class ModelConfig:
         check_count("n_latent", self.n_latent, 1, 2**16)
         for size in self.hidden_sizes:
             check_count("hidden_sizes", size, 1, 2**16)
-        for name in ("dropout_input", "dropout_hidden", "dropout_decoder"):
+        for name in ("thinning", "dropout_input", "dropout_hidden", "dropout_decoder"):
             _check_range(name, getattr(self, name), 0.0, 1.0)
 
 

@@ -27,6 +27,7 @@ from scvae_jax.networks import (
     init_params,
     keep_masks,
     matmul_of,
+    thinned,
 )
 from scvae_jax.objectives import Terms
 
@@ -116,6 +117,7 @@ def vae(
     n_categories: Sequence[int] = (),
     n_continuous: int = 0,
     layer_norm: bool = True,
+    thinning: float = 0.0,
     dropout_input: float = 0.0,
     dropout_hidden: float = 0.0,
     dropout_decoder: float = 0.0,
@@ -134,6 +136,7 @@ def vae(
             is the batch, which likelihoods may refer to.
         n_continuous: number of continuous covariates.
         layer_norm: LayerNorm after each hidden layer.
+        thinning: largest share of a cell's counts hidden from the encoder in training.
         dropout_input: share of the encoder's non-zero inputs dropped in training.
         dropout_hidden: dropout in the encoder.
         dropout_decoder: dropout in the decoder.
@@ -180,11 +183,16 @@ def vae(
         return params
 
     def encode_all(params: Tree, batch: Batch, key: Array | None = None):
-        inputs = [
-            _encoder_entries(m, c)
-            for m, c in zip(modalities, batch.counts, strict=True)
-        ]
         n_cells = batch.weight.shape[0]
+        keys = [None] * len(modalities)
+        if key is not None and not (
+            isinstance(thinning, (int, float)) and thinning == 0
+        ):
+            key, *keys = jax.random.split(key, 1 + len(modalities))
+        inputs = [
+            _encoder_entries(m, c, k, thinning)
+            for m, c, k in zip(modalities, batch.counts, keys, strict=True)
+        ]
         shapes = [entries.shape for entries in inputs]
         shapes += [(n_cells, size) for size in encoder.hidden_sizes]
         rates = [dropout_input] * len(inputs)
@@ -475,14 +483,26 @@ def _log_px(modality: Modality, counts: Counts, params: dict[str, Array]) -> Arr
     return log_px if counts.observed is None else counts.observed * log_px
 
 
-def _encoder_entries(modality: Modality, counts: Counts) -> Array:
+def _encoder_entries(
+    modality: Modality, counts: Counts, key: Array | None, thinning: float | Array
+) -> Array:
     """What the encoder reads of one modality: log1p(x) of counts, x of other data.
 
     Where they are known, the non-zero entries [R, ROW] alone: zeros stay zero under
-    any mask, so dropout need not draw one for them.
+    any mask, so dropout need not draw one for them. With a key, of each cell a share
+    between 0 and `thinning` is hidden; what is not a count is seen whole or not at all.
     """
     x = counts.x if counts.nonzero is None else counts.nonzero[2]
-    return jnp.log1p(x) if modality.likelihood.support in ("counts", "integers") else x
+    counted = modality.likelihood.support in ("counts", "integers")
+    if key is not None:
+        key_share, key = jax.random.split(key)
+        share = 1.0 - thinning * jax.random.uniform(key_share, (len(counts.depth), 1))
+        if counts.nonzero is not None:
+            share = share[counts.nonzero[0]]
+        seen = x if counted else jnp.ones_like(x)
+        seen = thinned(key, seen, share)
+        x = seen if counted else x * seen
+    return jnp.log1p(x) if counted else x
 
 
 def _lay_out(entries: Array, counts: Counts) -> Array:
@@ -555,6 +575,7 @@ def from_config(
         "hidden_sizes": config.hidden_sizes,
         "n_categories": (n_batches,) if n_batches else (),
         "layer_norm": config.layer_norm,
+        "thinning": config.thinning,
         "dropout_input": config.dropout_input,
         "dropout_hidden": config.dropout_hidden,
         "dropout_decoder": config.dropout_decoder,

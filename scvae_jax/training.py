@@ -31,7 +31,7 @@ from scvae_jax.models import Model, from_config, named_likelihood
 Array = jax.Array
 
 # what may differ between fits of one program
-MODEL_SETTINGS = ("dropout_input", "dropout_hidden", "dropout_decoder")
+MODEL_SETTINGS = ("thinning", "dropout_input", "dropout_hidden", "dropout_decoder")
 TRAIN_SETTINGS = (
     "learning_rate",
     "weight_decay",
@@ -138,9 +138,9 @@ def fit_many(
         config: what to fit; None for the defaults.
         train_config: how; None for the defaults.
         seeds: one fit for each.
-        settings: values to try, in every combination and with each seed, of dropout
-            rates, learning_rate, weight_decay, free_rate, kl_weight, kl_warmup or free
-            nats.
+        settings: values to try, in every combination and with each seed, of thinning,
+            dropout rates, learning_rate, weight_decay, free_rate, kl_weight, kl_warmup
+            or free nats.
         layer: as in `fit`, like all that follows.
         batch_key: obs column with the batch of a cell.
         size_factor_key: obs column with the depth of a cell.

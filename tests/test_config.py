@@ -25,6 +25,7 @@ CHANGED = {
         "n_latent": 1,
         "hidden_sizes": (64, 32, 16),
         "layer_norm": False,
+        "thinning": 0.5,
         "dropout_input": 0.0,
         "dropout_hidden": 0.5,
         "dropout_decoder": 0.25,
@@ -104,6 +105,7 @@ COUNTS = [
     (TrainConfig, "seed", 0),
 ]
 RANGES = [
+    (ModelConfig, "thinning", 1.0),
     (ModelConfig, "dropout_input", 1.0),
     (ModelConfig, "dropout_hidden", 1.0),
     (ModelConfig, "dropout_decoder", 1.0),

@@ -67,6 +67,43 @@ def test_few_entries_are_encoded_as_a_dense_array_would_be(wide_batch, dropout):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_an_encoder_in_training_sees_cells_thinned(sparse_batch, form):
+    batch = sparse_batch if form == "sparse" else dense(sparse_batch)
+    (counts,) = batch.counts
+    (modality,) = model_of("negative_binomial").modalities
+    whole = np.asarray(counts.x.sum(axis=-1))[:8]
+
+    @jax.jit
+    def share_seen(key):
+        entries = models._encoder_entries(modality, counts, key, 0.5)
+        seen = jnp.expm1(models._lay_out(entries, counts)).sum(axis=-1)
+        return seen[:8] / whole
+
+    keys = jax.vmap(lambda number: jax.random.fold_in(KEY, number))(jnp.arange(300))
+    shares = np.asarray(jax.lax.map(share_seen, keys))
+    # between a half and all, and noise about it; of each cell another
+    assert shares.mean() == pytest.approx(0.75, abs=0.02)
+    assert 0.4 < np.percentile(shares, 1) < 0.55
+    assert 0.95 < np.percentile(shares, 99) <= 1.0 + 1e-5
+    assert np.abs(np.corrcoef(shares.T) - np.eye(8)).max() < 0.3
+    model, plain = (model_of("negative_binomial", thinning=t) for t in (0.5, 0.0))
+    params = model.init(KEY)
+    means = [m.encode(params, batch).mean() for m in (model, plain)]
+    np.testing.assert_array_equal(*means)
+    assert np.abs(model.encode(params, batch, KEY).mean() - means[0]).max() > 1e-3
+
+
+def test_what_is_no_count_is_seen_whole_or_not_at_all(sparse_batch):
+    counts = dense(sparse_batch).counts[0]
+    x = counts.x + 0.25
+    modality = models.Modality("values", x.shape[1], likelihoods.gaussian())
+    seen = models._encoder_entries(modality, counts._replace(x=x), KEY, 0.9)
+    hidden = np.asarray(seen) == 0
+    np.testing.assert_array_equal(seen, np.where(hidden, 0.0, x))
+    assert 0.2 < hidden.mean() < 0.7
+
+
 @pytest.mark.parametrize("posterior", ["vae", "shared", "conditional"])
 def test_precision_of_products(sparse_batch, posterior):
     """A device may round what a product takes, unless told not to."""
@@ -133,6 +170,7 @@ def model_of(name, n_genes=40, **options):
         likelihood=name,
         n_latent=3,
         hidden_sizes=(16, 8),
+        thinning=options.pop("thinning", 0.0),
         dropout_input=options.pop("dropout_input", 0.0),
         dropout_hidden=0.0,
         dropout_decoder=options.pop("dropout_decoder", 0.0),
