@@ -48,6 +48,11 @@ VARIANTS = {
     "thinning 0.3": ({"thinning": 0.3, "dropout_input": 0.0}, {}, 6000),
     "thinning 0.5": ({"thinning": 0.5, "dropout_input": 0.0}, {}, 6000),
     "thinning 0.8": ({"thinning": 0.8, "dropout_input": 0.0}, {}, 6000),
+    "thinning 0.5, dropout_hidden 0": (
+        {"thinning": 0.5, "dropout_input": 0.0, "dropout_hidden": 0.0},
+        {},
+        6000,
+    ),
     "dropout_hidden 0": ({"dropout_hidden": 0.0}, {}, 6000),
     "dropout_hidden 0.3": ({"dropout_hidden": 0.3}, {}, 6000),
     "dropout_decoder 0.1": ({"dropout_decoder": 0.1}, {}, 6000),

@@ -175,7 +175,8 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     fits = [Course(config.patience) for _ in plan.seeds]
     seconds = compile_seconds = 0.0
     phases = phases_of(model, config, epochs, steps_per_epoch)
-    with ThreadPoolExecutor() as pool, progress_bar(progress, epochs) as report:
+    # two at a time, so that those of the first phase are ready first
+    with ThreadPoolExecutor(2) as pool, progress_bar(progress, epochs) as report:
         started = time.perf_counter()
         first = _ahead(pool, first_states.lower(keys, plan.profiles))
         shapes = jax.eval_shape(first_states, keys, plan.profiles)
