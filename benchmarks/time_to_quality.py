@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common import machine
 
-# 54 to 330 steps
+# 54 to 324 steps
 SETS = {
     "pbmc4k": {"epochs": 12, "batch_key": None},
     "kang_batches": {"epochs": 14, "batch_key": "batch"},

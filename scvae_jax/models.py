@@ -25,6 +25,7 @@ from scvae_jax.networks import (
     Encoder,
     drop,
     init_params,
+    is_off,
     keep_masks,
     matmul_of,
     thinned,
@@ -185,9 +186,7 @@ def vae(
     def encode_all(params: Tree, batch: Batch, key: Array | None = None):
         n_cells = batch.weight.shape[0]
         keys = [None] * len(modalities)
-        if key is not None and not (
-            isinstance(thinning, (int, float)) and thinning == 0
-        ):
+        if key is not None and not is_off(thinning):
             key, *keys = jax.random.split(key, 1 + len(modalities))
         inputs = [
             _encoder_entries(m, c, k, thinning)

@@ -28,6 +28,11 @@ FEW = 8
 TRUNCATED_SCALE = 0.87962566103423978
 
 
+def is_off(rate: float | Array) -> bool:
+    """Whether a rate is known to be 0; fits of one program may differ in it, traced."""
+    return isinstance(rate, (int, float)) and rate == 0
+
+
 def drop(h: Array, keep: Array | None, rate: float | Array) -> Array:
     """Dropout: zero where `keep` is false, scaled so that the mean stays."""
     return h if keep is None else jnp.where(keep, h / (1.0 - rate), 0.0)
@@ -75,9 +80,8 @@ def keep_masks(
         For each a boolean array, true with probability 1 - rate, or None where nothing
         is to be hidden.
     """
-    # a rate may be traced, where fits of one program differ in it
     sizes = [
-        0 if isinstance(rate, (int, float)) and rate == 0 else math.prod(shape)
+        0 if is_off(rate) else math.prod(shape)
         for shape, rate in zip(shapes, rates, strict=True)
     ]
     if key is None or sum(sizes) == 0:
