@@ -26,8 +26,9 @@ DENSITY = 0.1
 
 
 def plain_config(**options: Any) -> ModelConfig:
-    """One hidden layer, latent 10, no dropout."""
-    rates = dict.fromkeys(("dropout_input", "dropout_hidden", "dropout_decoder"), 0.0)
+    """One hidden layer, latent 10, nothing hidden or dropped."""
+    names = ("thinning", "dropout_input", "dropout_hidden", "dropout_decoder")
+    rates = dict.fromkeys(names, 0.0)
     return ModelConfig(hidden_sizes=(128,), **rates, **options)
 
 

@@ -27,6 +27,7 @@ from sklearn.mixture import GaussianMixture
 import scvae_jax as sv
 from scvae_jax import evaluation, models, phases, steps, training
 from scvae_jax.checkpoints import versions
+from scvae_jax.config import completed
 
 SEEDS = (0, 1, 2, 3, 4)
 PARTS = ["mixture", "vae", "components", "frozen"]
@@ -212,8 +213,9 @@ def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
 
 def plain(adata, labels, k, options, train, seeds) -> dict:
     """A VAE of these sizes, trained alike: k-means on its latents, its bounds."""
-    config = sv.TrainConfig(free_rate=1.0, **train)
-    fitted = sv.fit_many(adata, sv.ModelConfig(), config, seeds=seeds, **options)
+    configs = (sv.ModelConfig(), sv.TrainConfig(**train))
+    configs = [completed(config, "gmvae") for config in configs]
+    fitted = sv.fit_many(adata, *configs, seeds=seeds, **options)
     cells = training.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
     rows = []
     for fit in fits_of(fitted):

@@ -18,6 +18,7 @@ from scvae_jax import plots
 from scvae_jax.baselines import null_log_prob, totals_log_prob
 from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.config import (
+    RECIPES,
     DataConfig,
     InputError,
     InputWarning,
@@ -411,6 +412,7 @@ def _settings(
         "gmvae": {name: of_model.pop(name) for name in OF_MIXTURES},
         "model": of_model,
         "train": of_train,
+        "recipes": RECIPES,
         "source": to_json(data_config),
     }
     return json.loads(json.dumps(settings))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scvae_jax.batches import Batch, Counts, lay_out, product
-from scvae_jax.config import InputError, ModelConfig, check_clusters
+from scvae_jax.config import InputError, ModelConfig, check_clusters, completed
 from scvae_jax.latents import (
     components,
     departed,
@@ -568,6 +568,7 @@ def from_config(
             f"found {likelihood.name} with parameters per batch and no batches, "
             "expected a batch covariate, give a batch key or choose parameters per gene"
         )
+    config = completed(config, config.model)
     modalities = (Modality("rna", n_genes, likelihood),)
     options = {
         "n_latent": config.n_latent,

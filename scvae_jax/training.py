@@ -22,6 +22,7 @@ from scvae_jax.config import (
     ModelConfig,
     TrainConfig,
     check_count,
+    completed,
     listing,
 )
 from scvae_jax.counts import CountData, prepare, random_split
@@ -41,9 +42,6 @@ TRAIN_SETTINGS = (
     "free_nats",
     "free_nats_y",
 )
-# the best on validation cells (experiments/recipe.py); a mixture parts clusters less
-# well when dispersions take up at once what its latents should explain
-FREE_RATES = {"vae": 20.0, "gmvae": 1.0}
 
 
 def fit(
@@ -161,10 +159,8 @@ def fit_many(
         FloatingPointError: if gradients stay non-finite in every fit.
     """
     config = config or ModelConfig()
-    train_config = train_config or TrainConfig()
-    if train_config.free_rate is None:
-        rate = FREE_RATES[config.model]
-        train_config = dataclasses.replace(train_config, free_rate=rate)
+    config = completed(config, config.model)
+    train_config = completed(train_config or TrainConfig(), config.model)
     configs = _configs(config, train_config, seeds, settings or {})
     likelihood = likelihood or named_likelihood(config)
     data_config = DataConfig(

@@ -7,10 +7,12 @@ import math
 import pytest
 
 from scvae_jax.config import (
+    RECIPES,
     DataConfig,
     InputError,
     ModelConfig,
     TrainConfig,
+    completed,
     from_json,
     listing,
     to_json,
@@ -141,14 +143,21 @@ def test_a_count_that_is_not_a_whole_number(kind, name, least, value):
 
 
 @pytest.mark.parametrize(("kind", "name", "high"), RANGES)
-def test_only_a_rate_of_free_parameters_may_be_left_to_the_model(kind, name, high):
-    if name == "free_rate":
+def test_only_what_differs_between_models_may_be_left_to_them(kind, name, high):
+    if name in RECIPES["vae"]:
         assert kind(**{name: None}) == kind()
     else:
-        with pytest.raises(
-            InputError, match=f"found {name}=None.*{RANGE.format(high)}"
-        ):
+        message = f"found {name}=None.*{RANGE.format(high)}"
+        with pytest.raises(InputError, match=message):
             kind(**{name: None})
+
+
+@pytest.mark.parametrize("model", ["vae", "gmvae"])
+def test_nothing_is_left_to_the_model_in_the_end(model):
+    for config in (ModelConfig(dropout_input=0.25), TrainConfig()):
+        found = completed(config, model)
+        assert not {name for name in RECIPES[model] if getattr(found, name, 0) is None}
+        assert getattr(found, "dropout_input", 0.25) == 0.25
 
 
 @pytest.mark.parametrize("value", ["float16", None, 32])

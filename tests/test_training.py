@@ -1,5 +1,7 @@
 """The train step and the fit loop."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,14 +300,23 @@ def test_number_of_epochs(n_epochs, steps_per_epoch, expected):
     assert phases.n_epochs(TrainConfig(epochs=n_epochs), steps_per_epoch) == expected
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("vae", 20.0), ("gmvae", 1.0)])
-def test_the_rate_of_free_parameters_is_the_models_unless_given(small, kind, rate):
+@pytest.mark.parametrize(
+    ("kind", "rates", "free_rate"),
+    [("vae", (0.5, 0.0, 0.0), 20.0), ("gmvae", (0.0, 0.3, 0.1), 1.0)],
+)
+def test_what_is_left_to_the_model(small, kind, rates, free_rate):
+    names = ("thinning", "dropout_input", "dropout_hidden")
     config = sv.ModelConfig(model=kind, n_clusters=1, n_latent=2, hidden_sizes=(8,))
     found = fit(small, config)
-    assert found.train_config.free_rate == rate
+    assert found.train_config.free_rate == free_rate
+    assert tuple(getattr(found.config, name) for name in names) == rates
     # and that is what training uses
-    assert same(found.params, fit(small, config, free_rate=rate).params)
-    assert not same(found.params, fit(small, config, free_rate=5.0).params)
+    given = dataclasses.replace(config, **dict(zip(names, rates, strict=True)))
+    assert same(found.params, fit(small, given, free_rate=free_rate).params)
+    others = [(config, {"free_rate": 5.0})]
+    others += [(dataclasses.replace(config, **{name: 0.2}), {}) for name in names]
+    for other, options in others:
+        assert not same(found.params, fit(small, other, **options).params)
 
 
 def test_every_cell_once_an_epoch_and_slots_for_the_fullest_batch(small):
