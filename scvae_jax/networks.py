@@ -49,12 +49,13 @@ def thinned(key: Array, x: Array, share: Array) -> Array:
     Returns:
         Counts like x; those from more than FEW counts as a rounded normal.
     """
-    share = jnp.broadcast_to(share, x.shape)
-    odds = share / jnp.maximum(1.0 - share, 1e-6)
+    # short of 1, where log(1 - share) is finite
+    share = jnp.broadcast_to(jnp.minimum(share, 1.0 - 1e-7), x.shape)
+    odds = share / (1.0 - share)
     uniform = jax.random.uniform(key, x.shape, minval=1e-7)
     # how many of P(y <= 0), P(y <= 1), ... lie below a uniform number, with
     # P(y = k + 1) = P(y = k) (x - k) / (k + 1) odds
-    mass = (1.0 - share) ** x
+    mass = jnp.exp(x * jnp.log1p(-share))
     below, kept = mass, jnp.zeros_like(x)
     for k in range(FEW):
         kept += uniform > below
