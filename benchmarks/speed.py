@@ -165,22 +165,6 @@ def original(python: str | None, repeats: int) -> list[dict]:
     return rows
 
 
-def table(result: dict) -> str:
-    """The README's tables, in Markdown."""
-    lines = ["| genes | likelihood | task | ours | SCVI | JaxSCVI | floor | × SCVI |"]
-    lines.append("|" + "---|" * 8)
-    for row in result.get("peers", []):
-        cells = [
-            f"{row[f'{side}_cells_per_second']:,}"
-            if f"{side}_cells_per_second" in row
-            else "–"
-            for side in ("scvae_jax", "scvi", "jaxscvi", "floor")
-        ]
-        head = f"| {row['n_genes']:,} | `{row['likelihood']}` | {row['task']} | "
-        lines.append(head + " | ".join(cells) + f" | {row.get('times_scvi', '–')} |")
-    return "\n".join(lines)
-
-
 def draw(result: dict, path: Path) -> None:
     """Cells a second of all sides, and how a step grows."""
     from matplotlib.figure import Figure
@@ -267,7 +251,6 @@ def main() -> None:
             result |= {name: measures[name]()} | measured
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, arguments.out.with_suffix(".png"))
-    print(table(result))
 
 
 if __name__ == "__main__":
