@@ -1,4 +1,4 @@
-r"""Speed beside the peers and the floor, in one run: one JSON, one table, one picture.
+r"""Speed beside the peers and the floor, in one run: one JSON and one picture.
 
     python benchmarks/speed.py --scvi SCVI_PYTHON --original SCVAE_PYTHON \
         --data ../shared/data --out benchmarks/speed.json
