@@ -63,6 +63,11 @@ VARIANTS = {
         {},
         6000,
     ),
+    "thinning 0.5, dropout_hidden 0, 3,000 steps": (
+        {"thinning": 0.5, "dropout_input": 0.0, "dropout_hidden": 0.0},
+        {},
+        3000,
+    ),
     "dropout_hidden 0": ({"dropout_hidden": 0.0}, {}, 6000),
     "dropout_hidden 0.3": ({"dropout_hidden": 0.3}, {}, 6000),
     "dropout_decoder 0.1": ({"dropout_decoder": 0.1}, {}, 6000),
