@@ -29,6 +29,17 @@ SETS = {
 LIKELIHOODS = ("negative_binomial", "poisson")
 SEEDS = (0, 1)
 BASE = {"thinning": 0.0, "dropout_input": 0.3, "dropout_hidden": 0.1}
+
+
+def thinned(share: float, dropout_hidden: float = BASE["dropout_hidden"]) -> dict:
+    """Thinning in place of dropout of the input."""
+    return {
+        "thinning": share,
+        "dropout_input": 0.0,
+        "dropout_hidden": dropout_hidden,
+    }
+
+
 # variant -> (settings of the model, of the training, steps)
 VARIANTS = {
     "base": ({}, {}, 6000),
@@ -45,29 +56,14 @@ VARIANTS = {
     "n_samples 5": ({}, {"n_samples": 5}, 6000),
     "dropout_input 0": ({"dropout_input": 0.0}, {}, 6000),
     "dropout_input 0.5": ({"dropout_input": 0.5}, {}, 6000),
-    "thinning 0.3": ({"thinning": 0.3, "dropout_input": 0.0}, {}, 6000),
-    "thinning 0.5": ({"thinning": 0.5, "dropout_input": 0.0}, {}, 6000),
-    "thinning 0.8": ({"thinning": 0.8, "dropout_input": 0.0}, {}, 6000),
-    "thinning 0.5, dropout_hidden 0": (
-        {"thinning": 0.5, "dropout_input": 0.0, "dropout_hidden": 0.0},
-        {},
-        6000,
-    ),
-    "thinning 0.5, dropout_hidden 0.05": (
-        {"thinning": 0.5, "dropout_input": 0.0, "dropout_hidden": 0.05},
-        {},
-        6000,
-    ),
-    "thinning 0.8, dropout_hidden 0": (
-        {"thinning": 0.8, "dropout_input": 0.0, "dropout_hidden": 0.0},
-        {},
-        6000,
-    ),
-    "thinning 0.5, dropout_hidden 0, 3,000 steps": (
-        {"thinning": 0.5, "dropout_input": 0.0, "dropout_hidden": 0.0},
-        {},
-        3000,
-    ),
+    "thinning 0.3": (thinned(0.3), {}, 6000),
+    "thinning 0.5": (thinned(0.5), {}, 6000),
+    "thinning 0.8": (thinned(0.8), {}, 6000),
+    # the default
+    "thinning 0.5, dropout_hidden 0": (thinned(0.5, 0.0), {}, 6000),
+    "thinning 0.5, dropout_hidden 0.05": (thinned(0.5, 0.05), {}, 6000),
+    "thinning 0.8, dropout_hidden 0": (thinned(0.8, 0.0), {}, 6000),
+    "thinning 0.5, dropout_hidden 0, 3,000 steps": (thinned(0.5, 0.0), {}, 3000),
     "dropout_hidden 0": ({"dropout_hidden": 0.0}, {}, 6000),
     "dropout_hidden 0.3": ({"dropout_hidden": 0.3}, {}, 6000),
     "dropout_decoder 0.1": ({"dropout_decoder": 0.1}, {}, 6000),
