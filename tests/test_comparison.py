@@ -12,7 +12,7 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import cli, comparison, evaluation, ledger
-from scvae_jax.config import InputError
+from scvae_jax.config import RECIPES, InputError
 
 TINY = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), n_clusters=3)
 QUICK = sv.TrainConfig(epochs=2, batch_size=64)
@@ -380,6 +380,14 @@ def test_other_settings_are_refused(quick, compare, tmp_path, changes, text):
     assert files(tmp_path) == before
     compare(**changes, overwrite=True)
     assert len(quick) == 2
+
+
+def test_fits_of_another_recipe_are_refused(quick, compare, monkeypatch):
+    compare()
+    other = RECIPES | {"vae": RECIPES["vae"] | {"thinning": 0.25}}
+    monkeypatch.setattr(comparison, "RECIPES", other)
+    with pytest.raises(InputError, match="with other settings .*thinning=0.5, now 0.2"):
+        compare()
 
 
 def test_other_cells_are_refused(quick, compare, cells):
