@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +14,10 @@ import numpy as np
 import pandas as pd
 
 from scvae_jax import plots
-from scvae_jax.baselines import null_log_prob, totals_log_prob
-from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.config import (
     RECIPES,
     DataConfig,
     InputError,
-    InputWarning,
     ModelConfig,
     TrainConfig,
     check_count,
@@ -30,8 +26,6 @@ from scvae_jax.config import (
     to_json,
 )
 from scvae_jax.counts import CountData, obs_column, prepare
-from scvae_jax.epochs import ALIVE
-from scvae_jax.evaluation import CellBounds, cell_bounds, kmeans, scores
 from scvae_jax.ledger import (
     PICTURES,
     fit_name,
@@ -41,40 +35,19 @@ from scvae_jax.ledger import (
     whole,
     write_fit,
 )
-from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import from_config, named_likelihood
 from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
-from scvae_jax.training import cells_to_device, fit_many, split_cells
+from scvae_jax.training import split_cells
+from scvae_jax.trials import (
+    Cells,
+    evaluate_seeds,
+    fit_seeds,
+    kind_of,
+    total_and_null,
+)
 
 FORMAT = 1
 OF_MIXTURES = ("n_clusters", "posterior", "mixture_weights", "component_covariance")
-# what a fit that failed has no value for, in the order of the table
-FIGURES = (
-    "n_samples",
-    "elbo",
-    "importance_weighted_bound",
-    "importance_weighted_bound_se",
-    "log_likelihood",
-    "kl_z",
-    "kl_y",
-    "log_prob_total",
-    "comparable_bound",
-    "null_log_likelihood",
-    "share_explained",
-    "ari",
-    "nmi",
-    "oracle_k",
-    "n_labels",
-    "n_scored",
-    "n_clusters",
-    "clusters_used",
-    "stability",
-    "epochs",
-    "best_epoch",
-    "skipped_steps",
-    "seconds",
-    "compile_seconds",
-)
 # what is ranked together, and what its data must be
 SUPPORTS = {"counts": "counts", "binary": "binary", "densities": "real"}
 
@@ -93,30 +66,6 @@ class Comparison(NamedTuple):
     ranks: pd.DataFrame
     remarks: tuple[str, ...]
     folder: Path
-
-
-class Cells(NamedTuple):
-    """A data set and one split of it.
-
-    Attributes:
-        name: of the data set.
-        data: validated cells.
-        labels: [n] strings, missing ones None; None without a score key.
-        split: the seed that drew it, or the key that names it.
-        train: [n] which cells are for training.
-        held_out: [n] which cells are looked at.
-        part: of the split that these are.
-        seed: of the draw.
-    """
-
-    name: str
-    data: CountData
-    labels: np.ndarray | None
-    split: int | str
-    train: np.ndarray
-    held_out: np.ndarray
-    part: str
-    seed: int
 
 
 def compare(
@@ -263,7 +212,7 @@ def compare(
                 file=sys.stderr,
             )
         model_config = entries[label, model]
-        fits = _fit(
+        fits = fit_seeds(
             sources[cells.name],
             model_config,
             dataclasses.replace(train_config, seed=cells.seed),
@@ -274,8 +223,8 @@ def compare(
         # what is not of the model serves both
         family = cells.name, cells.split, label
         if family not in given:
-            given[family] = _given(cells, model_config)
-        done = _evaluate(
+            given[family] = total_and_null(cells, model_config)
+        done = evaluate_seeds(
             cells,
             label,
             model_config,
@@ -335,7 +284,7 @@ def _prepare(
 ) -> tuple[CountData, np.ndarray | None]:
     """Cells that are good for every entry, and their labels, missing ones None."""
     named = [(config, named_likelihood(config)) for config in entries.values()]
-    for kind in dict.fromkeys(_kind(likelihood) for _, likelihood in named):
+    for kind in dict.fromkeys(kind_of(likelihood) for _, likelihood in named):
         data = prepare(source, data_config, support=SUPPORTS[kind])
     for config, likelihood in named:
         sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
@@ -345,17 +294,6 @@ def _prepare(
     column = obs_column(source, score_key, "scores")
     labels = column.astype(str).to_numpy(dtype=object)
     return data, np.where(column.notna(), labels, None)
-
-
-def _kind(likelihood: Likelihood) -> str:
-    """What a likelihood is ranked with: the nats of other kinds do not compare."""
-    return {"binary": "binary", "real": "densities"}.get(likelihood.support, "counts")
-
-
-def _conditions(config: ModelConfig) -> bool:
-    """Whether a bound is one given the total of a cell."""
-    mean = config.likelihood_options.get("mean", "library")
-    return _kind(named_likelihood(config)) == "counts" and mean == "library"
 
 
 def _split(
@@ -439,143 +377,6 @@ def _fingerprints(parts: Sequence[Cells]) -> dict[str, str]:
             )
         found[cells.name] = digest.hexdigest()
     return found
-
-
-def _fit(
-    source: anndata.AnnData,
-    config: ModelConfig,
-    train_config: TrainConfig,
-    data_config: DataConfig,
-    seeds: Sequence[int],
-    progress: bool,
-) -> tuple[Fitted, ...]:
-    """The fits of one program that did not fail."""
-    with warnings.catch_warnings():
-        # what fits warn of, the table says
-        warnings.simplefilter("ignore", InputWarning)
-        try:
-            fitted = fit_many(
-                source,
-                config,
-                train_config,
-                seeds=seeds,
-                layer=data_config.layer,
-                batch_key=data_config.batch_key,
-                genes=data_config.genes,
-                split_key=data_config.split_key,
-                progress=progress,
-            )
-        except FloatingPointError:
-            return ()
-    return fitted, *fitted.alternatives
-
-
-def _evaluate(
-    cells: Cells,
-    label: str,
-    config: ModelConfig,
-    fits: Sequence[Fitted],
-    given: tuple[np.ndarray, np.ndarray],
-    n_samples: int,
-    seeds: Sequence[int],
-    score_key: str | None,
-) -> dict[int, Fit]:
-    """What is found of each seed of one program, be it that the fit failed."""
-    identity = _identity(cells, label, config)
-    failed = identity | {"note": "it ended early, or its bounds are not finite"}
-    found = {seed: Fit(failed | {"seed": seed}, {}) for seed in seeds}
-    if not fits:
-        return found
-    total, null = given
-    on_device = cells_to_device(cells.data, cells.held_out)
-    if config.model == "gmvae" and config.posterior == "conditional":
-        n_samples = max(1, n_samples // config.n_clusters)
-    all_epochs = sum(fit.summary["epochs"] for fit in fits)
-    for fit in fits:
-        # with the model of the first, whose program serves all
-        bounds = cell_bounds(fits[0].model, fit.params, on_device, n_samples=n_samples)
-        per_cell = {name: getattr(bounds, name) for name in CellBounds._fields[1:-1]}
-        if not all(np.isfinite(value).all() for value in per_cell.values()):
-            continue
-        codes, clusters = _clusters(cells, config, bounds, score_key)
-        seed, summary = fit.train_config.seed, fit.summary
-        n_cells, bound = len(total), per_cell["importance_weighted_bound"]
-        row = identity | clusters | {"seed": seed, "n_samples": n_samples}
-        row |= {n: float(v.mean(dtype=np.float64)) for n, v in per_cell.items()}
-        if n_cells > 1:
-            spread = float(bound.std(ddof=1, dtype=np.float64))
-            row["importance_weighted_bound_se"] = spread / n_cells**0.5
-        row |= {
-            "log_prob_total": float(total.mean()),
-            "null_log_likelihood": float(null.mean(dtype=np.float64)),
-            "epochs": summary["epochs"],
-            "best_epoch": summary["best_epoch"],
-            "skipped_steps": summary["skipped_steps"],
-            "seconds": summary["seconds"] * summary["epochs"] / all_epochs,
-            "compile_seconds": summary["compile_seconds"],
-        }
-        per_cell |= {"log_prob_total": total, "null_log_prob": null, "cluster": codes}
-        per_cell["cell"] = np.flatnonzero(cells.held_out)
-        found[seed] = Fit(row, per_cell)
-    return found
-
-
-def _identity(cells: Cells, label: str, config: ModelConfig) -> Row:
-    """All columns of the table; those that a fit decides are empty."""
-    return {
-        "data": cells.name,
-        "likelihood": label,
-        "model": config.model,
-        "seed": None,
-        "split": cells.split,
-        "part": cells.part,
-        "n_cells": int(cells.held_out.sum()),
-        "ranked_with": _kind(named_likelihood(config)),
-        "conditions_on_total": _conditions(config),
-        **dict.fromkeys(FIGURES),
-        "versions": " ".join(f"{name}={v}" for name, v in versions().items()),
-        "note": None,
-    }
-
-
-def _given(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Log p(total) [n] that a bound lacks, and the null model's log-probability [n]."""
-    if _kind(named_likelihood(config)) != "counts":
-        null = null_log_prob(
-            named_likelihood(config), cells.data, cells.train, cells.held_out
-        )
-        return np.zeros(len(null)), null
-    # the mean of the null is depth x profile, whatever that of the family
-    options = config.likelihood_options | {"mean": "library"}
-    family = dataclasses.replace(config, likelihood_options=options)
-    null = null_log_prob(
-        named_likelihood(family), cells.data, cells.train, cells.held_out
-    )
-    total = totals_log_prob(cells.data, cells.train, cells.held_out)
-    if _conditions(config):
-        return total, null
-    return np.zeros(len(null)), null + total
-
-
-def _clusters(
-    cells: Cells, config: ModelConfig, bounds: CellBounds, score_key: str | None
-) -> tuple[np.ndarray, Row]:
-    """Clusters [n] of the cells, -1 for none, and their scores."""
-    codes, row = np.full(len(bounds.latent), -1), {}
-    if config.model == "gmvae":
-        codes = bounds.probabilities.argmax(axis=1)
-        share = np.bincount(codes, minlength=config.n_clusters) / len(codes)
-        row["n_clusters"] = config.n_clusters
-        row["clusters_used"] = int((share >= ALIVE).sum())
-    if cells.labels is None:
-        return codes, row
-    labels = cells.labels[cells.held_out]
-    known = np.array([label is not None for label in labels])
-    names = labels[known].astype(str)
-    if config.model != "gmvae":
-        codes[known] = kmeans(bounds.latent[known], len(np.unique(names)))
-    row["oracle_k"] = config.model != "gmvae"
-    return codes, row | scores(codes[known], names, score_key)
 
 
 def _report(

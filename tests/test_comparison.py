@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import cli, comparison, evaluation, ledger
+from scvae_jax import cli, comparison, evaluation, ledger, trials
 from scvae_jax.config import RECIPES, InputError
 
 TINY = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), n_clusters=3)
@@ -73,9 +73,9 @@ def quick(monkeypatch):
         assert len(likelihood.heads) < 3
         return np.full(held_out.sum(), -200.0)
 
-    monkeypatch.setattr(comparison, "fit_many", fit_many)
-    monkeypatch.setattr(comparison, "cell_bounds", cell_bounds)
-    monkeypatch.setattr(comparison, "null_log_prob", null_log_prob)
+    monkeypatch.setattr(trials, "fit_many", fit_many)
+    monkeypatch.setattr(trials, "cell_bounds", cell_bounds)
+    monkeypatch.setattr(trials, "null_log_prob", null_log_prob)
     return calls
 
 
@@ -124,13 +124,13 @@ def files(folder):
 def test_figures_are_those_of_evaluate(cells, command, monkeypatch, tmp_path):
     """The command in earnest: one JSON object, and the bounds that `evaluate` gives."""
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    fit_many, kept = comparison.fit_many, []
+    fit_many, kept = trials.fit_many, []
 
     def keeping(*arguments, **options):
         kept.append(fit_many(*arguments, **options))
         return kept[0]
 
-    monkeypatch.setattr(comparison, "fit_many", keeping)
+    monkeypatch.setattr(trials, "fit_many", keeping)
     line = (
         *("compare", "cells.h5ad", "--likelihoods", "poisson", "--seeds", 2),
         *("--split-key", "part", "--score-key", "label", "--samples", 5, "--epochs", 2),
@@ -284,19 +284,19 @@ def test_the_data_is_left_alone(quick, compare, cells):
 def test_a_run_that_was_stopped_goes_on(quick, compare, monkeypatch, tmp_path):
     whole = compare(out=tmp_path / "whole", models=["vae", "gmvae"]).table
     quick.clear()
-    fit_many = comparison.fit_many
+    fit_many = trials.fit_many
 
     def stopped(adata, config, *rest, **options):
         if config.likelihood == "negative_binomial":
             raise KeyboardInterrupt
         return fit_many(adata, config, *rest, **options)
 
-    monkeypatch.setattr(comparison, "fit_many", stopped)
+    monkeypatch.setattr(trials, "fit_many", stopped)
     with pytest.raises(KeyboardInterrupt):
         compare(models=["vae", "gmvae"])
     before = files(tmp_path / "out")
     assert len(before) == 1 + 4
-    monkeypatch.setattr(comparison, "fit_many", fit_many)
+    monkeypatch.setattr(trials, "fit_many", fit_many)
     quick.clear()
     found = compare(models=["vae", "gmvae"])
     assert [call[:2] for call in quick] == [
@@ -402,14 +402,14 @@ def test_other_cells_are_refused(quick, compare, cells):
 
 
 def test_fits_that_fail_are_said_and_not_run_again(quick, compare, monkeypatch):
-    fit_many = comparison.fit_many
+    fit_many = trials.fit_many
 
     def failing(adata, config, *rest, seeds, **options):
         if config.likelihood == "poisson":
             raise FloatingPointError("found 25 steps, expected fewer, stop")
         return fit_many(adata, config, *rest, seeds=seeds[1:], **options)
 
-    monkeypatch.setattr(comparison, "fit_many", failing)
+    monkeypatch.setattr(trials, "fit_many", failing)
     found = compare()
     assert found.table["note"].notna().tolist() == [True, True, True, False]
     assert found.table["elbo"].isna().tolist() == [True, True, True, False]
@@ -422,14 +422,14 @@ def test_fits_that_fail_are_said_and_not_run_again(quick, compare, monkeypatch):
 
 
 def test_bounds_that_are_not_finite_are_no_figures(quick, compare, monkeypatch):
-    cell_bounds = comparison.cell_bounds
+    cell_bounds = trials.cell_bounds
 
     def broken(*arguments, **options):
         found = cell_bounds(*arguments, **options)
         found.kl_z[3] = np.nan
         return found
 
-    monkeypatch.setattr(comparison, "cell_bounds", broken)
+    monkeypatch.setattr(trials, "cell_bounds", broken)
     with pytest.raises(FloatingPointError, match="all 4 fits ended early"):
         compare()
 

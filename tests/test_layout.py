@@ -15,6 +15,7 @@ ORDER = (
     "__init__",
     "cli",
     "comparison",
+    "trials",
     "plots",
     "ledger",
     "ranking",
