@@ -26,6 +26,8 @@ CELLS = {
     "kang_batches": "blood of two donors, half of it stimulated",
     "kang_batches, batch given": "stimulated blood, donor and stimulation as the batch",
     "pbmc68k_reduced": "ten types of blood cells, 765 genes",
+    "simulated, 5 types": "five simulated types, 300 counts",
+    "simulated, 12 types": "twelve simulated types, 600 counts",
     "digits": "handwritten digits, 64 pixels",
     "paul15": "nineteen clusters of myeloid progenitors",
     "worm_neurons": "ten types of a worm's neurons, all genes",
@@ -110,6 +112,22 @@ def depth(result: dict) -> Rows:
             *(", ".join(f"{row[t][name]['mean']:.2f}" for t in TOOLS) for name in kept),
         ]
         for row in result["rows"]
+    ]
+
+
+def original_clusters(result: dict) -> Rows:
+    """Agreement with the labels of the original's clusters, fit by fit."""
+    found: dict[str, list[dict]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["set"], []).append(row)
+    return [
+        [
+            CELLS[name],
+            ", ".join(f"{row['ari']:.3f}" for row in rows),
+            ", ".join(f"{row['clusters_used']} of {row['k']}" for row in rows),
+            ", ".join(f"{row['seconds'] / 60:.0f}" for row in rows),
+        ]
+        for name, rows in found.items()
     ]
 
 
