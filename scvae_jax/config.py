@@ -109,7 +109,8 @@ def check_clusters(
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # what None stands for: the best on validation cells (experiments/recipe.py), of a
-# mixture what parts clusters best
+# mixture what parts clusters best; with a free mean of either nothing of a cell is
+# hidden, as no part of it tells the total that is then to be decoded
 RECIPES = {
     "vae": {
         "thinning": 0.5,
@@ -123,6 +124,7 @@ RECIPES = {
         "dropout_hidden": 0.1,
         "free_rate": 1.0,
     },
+    "free mean": {"thinning": 0.0, "dropout_input": 0.0},
 }
 
 
@@ -140,9 +142,10 @@ class ModelConfig:
         thinning: largest share of a cell's counts hidden from the encoder in training;
             each time a share between 0 and it is drawn, and each count hidden with that
             probability. So the encoder learns to read cells of other depths. None: 0.5
-            of a vae, 0 of a gmvae.
+            of a vae, 0 of a gmvae and where the mean is free (of one's own likelihood:
+            set it).
         dropout_input: share of the non-zero inputs hidden from the encoder in training.
-            None: 0 of a vae, 0.3 of a gmvae.
+            None: 0 of a vae and where the mean is free, 0.3 of a gmvae.
         dropout_hidden: dropout on the encoder's hidden layers. None: 0 of a vae, 0.1 of
             a gmvae.
         dropout_decoder: dropout on the decoder's hidden layers.
@@ -315,8 +318,10 @@ def completed(config: Any, model: str) -> Any:
     Returns:
         It, with those of `RECIPES` where it has None.
     """
-    recipe = RECIPES[model].items()
-    left = {name: value for name, value in recipe if getattr(config, name, 0) is None}
+    recipe = RECIPES[model]
+    if getattr(config, "likelihood_options", {}).get("mean") == "free":
+        recipe = recipe | RECIPES["free mean"]
+    left = {name: v for name, v in recipe.items() if getattr(config, name, 0) is None}
     return dataclasses.replace(config, **left)
 
 

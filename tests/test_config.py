@@ -160,6 +160,19 @@ def test_nothing_is_left_to_the_model_in_the_end(model):
         assert getattr(found, "dropout_input", 0.25) == 0.25
 
 
+@pytest.mark.parametrize("model", ["vae", "gmvae"])
+def test_nothing_of_a_cell_is_hidden_where_its_total_is_to_be_decoded(model):
+    free, library = (
+        completed(ModelConfig(likelihood_options={"mean": mean}), model)
+        for mean in ("free", "library")
+    )
+    assert free.thinning == free.dropout_input == 0
+    assert library.thinning + library.dropout_input > 0
+    assert free.dropout_hidden == library.dropout_hidden
+    given = ModelConfig(likelihood_options={"mean": "free"}, thinning=0.25)
+    assert completed(given, model).thinning == 0.25
+
+
 @pytest.mark.parametrize("value", ["float16", None, 32])
 def test_precision_that_is_refused(value):
     with pytest.raises(
