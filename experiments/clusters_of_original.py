@@ -20,7 +20,6 @@ from pathlib import Path
 import clusters
 import clusters_against_peers
 import numpy as np
-import readme_tables
 import scipy.sparse
 
 
@@ -73,8 +72,6 @@ def main() -> None:
         result = {"rows": rows, "versions": known}
         result |= {"cores": len(os.sched_getaffinity(0))}
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    result = json.loads(arguments.out.read_text())
-    print("\n".join(readme_tables.lines_of(readme_tables.original_clusters(result))))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ components as there are labels, equal weights, scales of their own, and q(y|x) f
 network. Three things are not the paper's: the cells (its own take hours to fetch and
 fit), LayerNorm where it had batch normalisation, and the start of a mixture, as its
 components would not survive without one. Validation cells choose the epoch; test cells
-are scored with 500 decodes each. Our defaults have free means here as well, so that all
-bounds are of the whole of log p(x).
+are scored with 500 decodes each. Our defaults have as many latents here and free means
+as well, so that all bounds are of the whole of log p(x).
 """
 
 import argparse
@@ -49,7 +49,7 @@ OF_PAPER = {
 }
 # name -> (set, settings of the model, number of genes)
 RECIPES = {
-    "default": ("pbmc4k", {}, None),
+    "default": ("pbmc4k", {"n_latent": 100}, None),
     "paper, blood": (
         "pbmc4k",
         OF_PAPER | {"hidden_sizes": (100, 100), "n_latent": 100},

@@ -1,0 +1,96 @@
+"""What neighbours of thinned cells have in common: their type, or less.
+
+    python experiments/neighbours.py --data ../shared/data \
+        --out experiments/neighbours.json
+
+Cells that were not trained on are cut in two halves that share no count, as cells of
+`clusters_against_peers.py` are thinned. Of the 15 neighbours among all cells, in the
+latents of a mixture and on 30 principal components: the share that a half keeps of the
+whole cell's, that both halves have in common, and that are of the cell's own type, of
+the whole and of a half. In simulations nothing but its type and depth sets a cell
+apart, beside the noise of single genes, which one of them lacks.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import clusters
+import clusters_against_peers as peers
+import numpy as np
+
+import scvae_jax as sv
+from scvae_jax.checkpoints import versions
+
+SETS = {
+    name: clusters.SETS[name]
+    for name in (
+        "hashed_doublets",
+        "simulated, depth 200",
+        "simulated, depth 800",
+        "kang_batches, batch given",
+    )
+}
+
+
+def poisson(_: Path):
+    """As the simulation of 800 counts, where counts vary no more than they must."""
+    adata = sv.datasets.simulate(
+        2000, 500, n_types=8, depth=800.0, type_scale=1.0, seed=11, dispersion=1e6
+    )
+    return adata, adata.obs["cell_type"].astype(str).to_numpy()
+
+
+SETS["simulated, depth 800, Poisson"] = (poisson, 8, {}, {})
+
+
+def figures(fit: dict, labels: np.ndarray, where: np.ndarray) -> dict:
+    """Of one set of coordinates; the second half of a cell is under "quarter"."""
+    whole, half, other = (
+        peers.neighbours(fit["latent"], fit[name], where)
+        for name in ("latent", "half", "quarter")
+    )
+
+    def common(ours: list[set], theirs: list[set]) -> float:
+        pairs = zip(ours, theirs, strict=True)
+        return float(np.mean([len(a & b) / peers.N_NEIGHBORS for a, b in pairs]))
+
+    def of_type(near: list[set]) -> float:
+        pairs = zip(near, labels[where], strict=True)
+        return float(np.mean([np.mean(labels[list(a)] == of) for a, of in pairs]))
+
+    return {
+        "whole_and_half": common(whole, half),
+        "half_and_half": common(half, other),
+        "of_type_whole": of_type(whole),
+        "of_type_half": of_type(half),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        read_set, k, options, _ = SETS[name]
+        adata, labels = read_set(arguments.data)
+        cells = peers.prepared(adata)
+        cells.layers["quarter"] = (cells.X - cells.layers["half"]).tocsr()
+        where = np.flatnonzero((cells.obs["split"] != "train").to_numpy())
+        row = {"set": name, "n_cells": len(where), "seed": 0}
+        row["own"] = figures(peers.of_mixture(cells, k, options, 0), labels, where)
+        row["components"] = figures(peers.of_components(cells), labels, where)
+        print(row, flush=True)
+        # read again: another run may have written rows meanwhile
+        kept = [old for old in clusters.written(arguments.out) if old["set"] != name]
+        rows = sorted([*kept, row], key=lambda row: list(SETS).index(row["set"]))
+        known = versions() | {"python": platform.python_version()}
+        result = {"rows": rows, "versions": known}
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
