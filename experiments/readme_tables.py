@@ -77,7 +77,6 @@ def paper(result: dict) -> Rows:
             f"{row['importance_weighted_bound']:.2f}",
             f"{row['ari']:.2f}",
             f"{row['epochs']}",
-            f"{row['seconds']:.0f}",
         ]
         for row in result["rows"]
     ]
