@@ -73,7 +73,14 @@ class Cells(NamedTuple):
 
 
 def kind_of(likelihood: Likelihood) -> str:
-    """What a likelihood is ranked with: the nats of other kinds do not compare."""
+    """What a likelihood is ranked with: the nats of other kinds do not compare.
+
+    Args:
+        likelihood: any.
+
+    Returns:
+        "counts", "binary" or "densities".
+    """
     return {"binary": "binary", "real": "densities"}.get(likelihood.support, "counts")
 
 
@@ -91,7 +98,22 @@ def fit_seeds(
     seeds: Sequence[int],
     progress: bool,
 ) -> tuple[Fitted, ...]:
-    """The fits of one program that did not fail."""
+    """The fits of one program that did not fail.
+
+    Args:
+        source: the data set.
+        config: of the model.
+        train_config: of the training; its seed draws the split.
+        data_config: where the data is.
+        seeds: one fit for each.
+        progress: show a bar on standard error.
+
+    Returns:
+        Those that did not end early, none if all of them did.
+
+    Raises:
+        InputError: for data or settings that cannot be used.
+    """
     with warnings.catch_warnings():
         # what fits warn of, the table says
         warnings.simplefilter("ignore", InputWarning)
@@ -113,7 +135,16 @@ def fit_seeds(
 
 
 def total_and_null(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Log p(total) [n] that a bound lacks, and the null model's log-probability [n]."""
+    """Log p(total) that a bound lacks, and the null model's log-probability.
+
+    Args:
+        cells: of a split.
+        config: of the model whose bounds they are for.
+
+    Returns:
+        [n_held_out] nats each; the first 0 where the bound has it already, or where the
+        data are no counts.
+    """
     if kind_of(named_likelihood(config)) != "counts":
         null = null_log_prob(
             named_likelihood(config), cells.data, cells.train, cells.held_out
@@ -141,7 +172,21 @@ def evaluate_seeds(
     seeds: Sequence[int],
     score_key: str | None,
 ) -> dict[int, Fit]:
-    """What is found of each seed of one program, be it that the fit failed."""
+    """What is found of each seed of one program, be it that the fit failed.
+
+    Args:
+        cells: of a split, the held-out ones being looked at.
+        label: the likelihood as it was written.
+        config: of the model.
+        fits: from `fit_seeds`.
+        given: from `total_and_null`.
+        n_samples: decodes of a cell.
+        seeds: that were asked for.
+        score_key: whose labels the cells have; None for none.
+
+    Returns:
+        A row of the table and figures of each cell, by seed.
+    """
     identity = _identity(cells, label, config)
     failed = identity | {"note": "it ended early, or its bounds are not finite"}
     found = {seed: Fit(failed | {"seed": seed}, {}) for seed in seeds}
