@@ -13,8 +13,10 @@ import argparse
 import itertools
 import json
 import platform
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anndata
 import jax
@@ -96,9 +98,9 @@ def digits(data: Path):
     return adata, adata.obs["digit"].astype(str).to_numpy()
 
 
-def simulated(data: Path, depth: float):
+def simulated(data: Path, **options: float):
     adata = sv.datasets.simulate(
-        2000, 500, n_types=8, depth=depth, type_scale=1.0, seed=11
+        2000, 500, n_types=8, type_scale=1.0, seed=11, **options
     )
     return adata, adata.obs["cell_type"].astype(str).to_numpy()
 
@@ -276,6 +278,16 @@ def written(out: Path) -> list[dict]:
     return json.loads(out.read_text())["rows"] if out.exists() else []
 
 
+def add_row(out: Path, row: dict, place: Callable, **more: Any) -> None:
+    """Write a row beside the others, in their places, instead of one in its place."""
+    # read again: another run may have written rows meanwhile
+    kept = [other for other in written(out) if place(other) != place(row)]
+    known = versions() | {"python": platform.python_version()}
+    result = {"rows": sorted([*kept, row], key=place)}
+    result |= {"versions": known | more.pop("versions", {})} | more
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -313,12 +325,7 @@ def main() -> None:
         if name == "pbmc4k" and "frozen" in arguments.parts:
             row["frozen"] = frozen(adata, labels, k, options, train, seeds)
         print(name, json.dumps(row), flush=True)
-        # read again: another run may have written rows meanwhile
-        kept = [other for other in written(arguments.out) if other["set"] != name]
-        rows = sorted([*kept, row], key=lambda row: list(SETS).index(row["set"]))
-        known = versions() | {"python": platform.python_version()}
-        result = {"rows": rows, "versions": known}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
 
 
 if __name__ == "__main__":

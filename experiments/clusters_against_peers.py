@@ -192,6 +192,12 @@ def neighbours(points: np.ndarray, of: np.ndarray, where: np.ndarray) -> list[se
     ]
 
 
+def in_common(ours: list[set], theirs: list[set]) -> float:
+    """Share of neighbours that both have, in the mean over cells."""
+    pairs = zip(ours, theirs, strict=True)
+    return float(np.mean([len(a & b) / N_NEIGHBORS for a, b in pairs]))
+
+
 def figures(fit: dict, labels: np.ndarray, held_out: np.ndarray) -> dict:
     """Agreement with the labels, and what thinned cells keep."""
     found = {"ari": clusters.agreement(fit["latent_codes"], labels)["ari"]}
@@ -200,8 +206,7 @@ def figures(fit: dict, labels: np.ndarray, held_out: np.ndarray) -> dict:
         same = fit["latent_codes"][held_out] == fit[f"{name}_codes"][held_out]
         found[f"cluster_kept_{name}"] = float(same.mean())
         thinned = neighbours(fit["latent"], fit[name], held_out)
-        shares = [len(a & b) / N_NEIGHBORS for a, b in zip(full, thinned, strict=True)]
-        found[f"neighbours_kept_{name}"] = float(np.mean(shares))
+        found[f"neighbours_kept_{name}"] = in_common(full, thinned)
     return found
 
 

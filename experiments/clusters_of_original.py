@@ -22,6 +22,8 @@ import clusters_against_peers
 import numpy as np
 import scipy.sparse
 
+from scvae_jax.epochs import ALIVE
+
 
 def of_original(python: str, cells, k: int, seed: int) -> tuple[dict, dict]:
     """Latents and clusters of all cells, full and thinned; versions."""
@@ -63,15 +65,16 @@ def main() -> None:
         row = {"set": name, "seed": seed, "k": k, "n_obs": cells.n_obs}
         row |= clusters_against_peers.figures(fit, labels, held_out)
         share = np.bincount(fit["latent_codes"], minlength=k) / cells.n_obs
-        row["clusters_used"] = int((share >= 0.01).sum())
+        row["clusters_used"] = int((share >= ALIVE).sum())
         row["seconds"] = round(time.perf_counter() - started, 1)
         print(row, flush=True)
-        # read again: another run may have written rows meanwhile
-        rows = [*clusters.written(arguments.out), row]
-        rows.sort(key=lambda row: (sets.index(row["set"]), row["seed"]))
-        result = {"rows": rows, "versions": known}
-        result |= {"cores": len(os.sched_getaffinity(0))}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        clusters.add_row(
+            arguments.out,
+            row,
+            lambda row: (sets.index(row["set"]), row["seed"]),
+            versions=known,
+            cores=len(os.sched_getaffinity(0)),
+        )
 
 
 if __name__ == "__main__":

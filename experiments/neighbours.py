@@ -12,16 +12,12 @@ apart, beside the noise of single genes, which one of them lacks.
 """
 
 import argparse
-import json
-import platform
+from functools import partial
 from pathlib import Path
 
 import clusters
 import clusters_against_peers as peers
 import numpy as np
-
-import scvae_jax as sv
-from scvae_jax.checkpoints import versions
 
 SETS = {
     name: clusters.SETS[name]
@@ -31,18 +27,14 @@ SETS = {
         "simulated, depth 800",
         "kang_batches, batch given",
     )
-}
-
-
-def poisson(_: Path):
-    """As the simulation of 800 counts, where counts vary no more than they must."""
-    adata = sv.datasets.simulate(
-        2000, 500, n_types=8, depth=800.0, type_scale=1.0, seed=11, dispersion=1e6
+} | {
+    "simulated, depth 800, Poisson": (
+        partial(clusters.simulated, depth=800.0, dispersion=1e6),
+        8,
+        {},
+        {},
     )
-    return adata, adata.obs["cell_type"].astype(str).to_numpy()
-
-
-SETS["simulated, depth 800, Poisson"] = (poisson, 8, {}, {})
+}
 
 
 def figures(fit: dict, labels: np.ndarray, where: np.ndarray) -> dict:
@@ -52,17 +44,13 @@ def figures(fit: dict, labels: np.ndarray, where: np.ndarray) -> dict:
         for name in ("latent", "half", "quarter")
     )
 
-    def common(ours: list[set], theirs: list[set]) -> float:
-        pairs = zip(ours, theirs, strict=True)
-        return float(np.mean([len(a & b) / peers.N_NEIGHBORS for a, b in pairs]))
-
     def of_type(near: list[set]) -> float:
         pairs = zip(near, labels[where], strict=True)
         return float(np.mean([np.mean(labels[list(a)] == of) for a, of in pairs]))
 
     return {
-        "whole_and_half": common(whole, half),
-        "half_and_half": common(half, other),
+        "whole_and_half": peers.in_common(whole, half),
+        "half_and_half": peers.in_common(half, other),
         "of_type_whole": of_type(whole),
         "of_type_half": of_type(half),
     }
@@ -84,12 +72,7 @@ def main() -> None:
         row["own"] = figures(peers.of_mixture(cells, k, options, 0), labels, where)
         row["components"] = figures(peers.of_components(cells), labels, where)
         print(row, flush=True)
-        # read again: another run may have written rows meanwhile
-        kept = [old for old in clusters.written(arguments.out) if old["set"] != name]
-        rows = sorted([*kept, row], key=lambda row: list(SETS).index(row["set"]))
-        known = versions() | {"python": platform.python_version()}
-        result = {"rows": rows, "versions": known}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        clusters.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
 
 
 if __name__ == "__main__":

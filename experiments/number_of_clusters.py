@@ -19,7 +19,6 @@ one core.
 
 import argparse
 import json
-import platform
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,6 @@ import clusters
 import numpy as np
 
 import scvae_jax as sv
-from scvae_jax.checkpoints import versions
 
 
 def simulated(_: Path, n_types: int, depth: float, seed: int):
@@ -122,12 +120,7 @@ def main() -> None:
             fitted = sv.fit_many(adata, config, seeds=SEEDS, progress=False, **options)
             row["ari"][str(number)] = scores(adata, labels, fitted)
         print(json.dumps(row), flush=True)
-        # read again: another run may have written rows meanwhile
-        kept = [old for old in clusters.written(arguments.out) if old["set"] != name]
-        rows = sorted([*kept, row], key=lambda row: list(SETS).index(row["set"]))
-        known = versions() | {"python": platform.python_version()}
-        result = {"rows": rows, "versions": known}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        clusters.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ as well, so that all bounds are of the whole of log p(x).
 
 import argparse
 import itertools
-import json
-import platform
 from pathlib import Path
 
 import anndata
@@ -26,8 +24,6 @@ import numpy as np
 import optax
 
 import scvae_jax as sv
-from scvae_jax import evaluation, training
-from scvae_jax.checkpoints import versions
 
 LIKELIHOODS = (
     "poisson",
@@ -38,7 +34,6 @@ LIKELIHOODS = (
 )
 N_SAMPLES = 500
 OF_PAPER = {
-    "layer_norm": True,
     "thinning": 0.0,
     "dropout_input": 0.0,
     "dropout_hidden": 0.0,
@@ -80,8 +75,7 @@ def one(data: Path, recipe: str, model: str, likelihood: str) -> dict:
     """A fit, its bounds of the test cells, and agreement of all cells with labels."""
     name, settings, n_genes = RECIPES[recipe]
     adata = of_highest_variance(anndata.read_h5ad(data / f"{name}.h5ad"), n_genes)
-    labels = adata.obs["cell_type"].astype(str).to_numpy()
-    k = len(np.unique(labels))
+    k = adata.obs["cell_type"].nunique()
     given = {"split_key": "split", "progress": False}
     options = {"mean": "free"}
     if recipe != "default":
@@ -99,33 +93,16 @@ def one(data: Path, recipe: str, model: str, likelihood: str) -> dict:
         adata, config, sv.TrainConfig() if recipe == "default" else TRAIN, **given
     )
     decodes = k if model == "gmvae" and config.posterior == "conditional" else 1
-    cells = evaluation.prepare_as(adata, fitted)
-    test = (adata.obs["split"] == "test").to_numpy()
-    found = evaluation.cell_bounds(
-        fitted.model,
-        fitted.params,
-        training.cells_to_device(cells, test),
-        n_samples=N_SAMPLES // decodes,
+    found = sv.evaluate(adata, fitted, split="test", n_samples=N_SAMPLES // decodes)
+    everything = sv.evaluate(
+        adata, fitted, split="all", n_samples=1, score_key="cell_type"
     )
-    all_cells = evaluation.cell_bounds(
-        fitted.model,
-        fitted.params,
-        training.cells_to_device(cells, slice(None)),
-        n_samples=1,
-    )
-    if model == "gmvae":
-        codes = all_cells.probabilities.argmax(axis=1)
-    else:
-        codes = evaluation.kmeans(all_cells.latent, k)
     return {
         "set": name,
         "n_genes": adata.n_vars,
-        "elbo": float(found.elbo.mean(dtype=np.float64)),
-        "importance_weighted_bound": float(
-            found.importance_weighted_bound.mean(dtype=np.float64)
-        ),
-        "ari": clusters.agreement(codes, labels)["ari"],
-        "clusters_used": len(np.unique(codes)),
+        "elbo": found["elbo"],
+        "importance_weighted_bound": found["importance_weighted_bound"],
+        "ari": everything["ari"],
         "best_epoch": fitted.summary["best_epoch"],
         "epochs": fitted.summary["epochs"],
         "seconds": fitted.summary["seconds"],
@@ -144,6 +121,10 @@ def main() -> None:
     for name, known in axes.items():
         parser.add_argument(f"--{name}", nargs="*", default=known, choices=known)
     arguments = parser.parse_args()
+
+    def place(row: dict) -> list[int]:
+        return [known.index(row[name[:-1]]) for name, known in axes.items()]
+
     wanted = itertools.product(*(getattr(arguments, name) for name in axes))
     for key in wanted:
         named = dict(zip(("recipe", "model", "likelihood"), key, strict=True))
@@ -152,16 +133,7 @@ def main() -> None:
             continue
         row = named | one(arguments.data, *key)
         print(row, flush=True)
-        # read again: another run may have written rows meanwhile
-        rows = [*clusters.written(arguments.out), row]
-        rows.sort(
-            key=lambda row: [
-                known.index(row[name[:-1]]) for name, known in axes.items()
-            ]
-        )
-        known_versions = versions() | {"python": platform.python_version()}
-        result = {"rows": rows, "n_samples": N_SAMPLES, "versions": known_versions}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        clusters.add_row(arguments.out, row, place, n_samples=N_SAMPLES)
 
 
 if __name__ == "__main__":
