@@ -118,14 +118,19 @@ def make_train_step(
             updates, opt_state = optimizer.update(gradients, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
-        def skip(params: Any, opt_state: Any) -> tuple[Any, Any]:
-            return params, opt_state
-
-        # a branch: to select each number from the old and the new takes three times
-        # as long as the update itself
-        params, opt_state = jax.lax.cond(
-            finite, update, skip, state.params, state.opt_state
-        )
+        if jax.default_backend() == "cpu":
+            # a branch: to select each number from the old and the new takes three times
+            # as long as the update itself
+            params, opt_state = jax.lax.cond(
+                finite, update, lambda *old: old, state.params, state.opt_state
+            )
+        else:
+            # a GPU selects in the kernels of the update, and waits at a branch
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                update(state.params, state.opt_state),
+                (state.params, state.opt_state),
+            )
         skipped_run = jnp.where(finite, 0, state.skipped_run + 1)
         state = TrainState(
             params=params,

@@ -161,6 +161,22 @@ def test_compiled_programs_are_kept_for_the_next_run(data, tmp_path, monkeypatch
     assert figures[0] == figures[1]
 
 
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [
+        (None, "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_kernels_are_chosen_by_rule_unless_told(command, monkeypatch, given, then):
+    monkeypatch.setenv("XLA_FLAGS", given or "")
+    if given is None:
+        monkeypatch.delenv("XLA_FLAGS")
+    assert command("--help").code == 0
+    assert os.environ["XLA_FLAGS"] == then
+
+
 def test_no_place_for_compiled_programs_is_no_matter(run, data, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "file").touch()

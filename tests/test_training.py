@@ -117,8 +117,10 @@ def test_padding_changes_nothing(setting):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
 
 
-def test_non_finite_steps_are_skipped_and_counted(setting):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_non_finite_steps_are_skipped_and_counted(setting, backend, monkeypatch):
     model, optimizer, batch, state = setting
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     step = jax.jit(steps.make_train_step(model, objectives.elbo(), optimizer))
     (counts,) = batch.counts
     broken = batch._replace(counts=(counts._replace(depth=counts.depth * jnp.nan),))
