@@ -89,14 +89,23 @@ def ours(path: Path, likelihood: str, seed: int, batch_key: str | None) -> dict:
 
 
 def peer(
-    python: str, path: Path, likelihood: str, seed: int, batch_key: str | None
+    python: str,
+    path: Path,
+    likelihood: str,
+    seed: int,
+    batch_key: str | None,
+    *,
+    settings: dict | None = None,
+    part: str = "test",
+    n_samples: int = N_SAMPLES,
 ) -> dict:
-    """The same of SCVI, in its own environment."""
+    """The same of SCVI, in its own environment, with settings of its own if any."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.npz"
         command = [python, str(Path(__file__).with_name("peer_scvi.py")), str(path)]
         command += ["--likelihood", LIKELIHOODS[likelihood], "--seed", str(seed)]
-        command += ["--samples", str(N_SAMPLES), "--out", str(out)]
+        command += ["--samples", str(n_samples), "--out", str(out)]
+        command += ["--settings", json.dumps(settings or {}), "--part", part]
         command += ["--batch-key", batch_key] if batch_key else []
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True

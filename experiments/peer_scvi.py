@@ -2,12 +2,12 @@
 
     PYTHON experiments/peer_scvi.py FILE.h5ad --likelihood nb --seed 0 --out ROW.npz
 
-Started by `against_peers.py` and `clusters_against_peers.py` (scvi-tools 1.4). Trains
-at its defaults on cells marked train, and writes bounds of the test cells (of 0
-samples: none), the latents of all cells, of X and of each layer, and the seconds from
-the start of its imports to the end of its training; prints the versions. Bounds are
-averaged over cells by the reader: SCVI's own mean counts a short last batch as a full
-one.
+Started by `against_peers.py`, `tuned_peer.py` and `clusters_against_peers.py`
+(scvi-tools 1.4). Trains at its defaults, or with settings, on cells marked train, and
+writes bounds of the test cells or the validation cells (of 0 samples: none), the
+latents of all cells, of X and of each layer, and the seconds from the start of its
+imports to the end of its training; prints the versions. Bounds are averaged over cells
+by the reader: SCVI's own mean counts a short last batch as a full one.
 """
 
 import argparse
@@ -24,6 +24,13 @@ import numpy as np  # noqa: E402
 import scvi  # noqa: E402
 import torch  # noqa: E402
 
+# which of its calls takes each setting
+SETTINGS = {
+    "model": ("n_layers", "n_hidden", "dropout_rate"),
+    "plan": ("lr", "weight_decay", "n_epochs_kl_warmup"),
+    "train": ("early_stopping",),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -33,6 +40,8 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--batch-key")
     parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--part", choices=["validation", "test"], default="test")
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -43,16 +52,24 @@ def main() -> None:
         for part in ("train", "validation", "test")
     }
     scvi.model.SCVI.setup_anndata(adata, batch_key=arguments.batch_key)
-    model = scvi.model.SCVI(adata, n_latent=10, gene_likelihood=arguments.likelihood)
+    of = {
+        kind: {k: v for k, v in arguments.settings.items() if k in names}
+        for kind, names in SETTINGS.items()
+    }
+    model = scvi.model.SCVI(
+        adata, n_latent=10, gene_likelihood=arguments.likelihood, **of["model"]
+    )
     model.train(
         accelerator="cpu",
         enable_progress_bar=False,
+        plan_kwargs=of["plan"],
+        **of["train"],
         datasplitter_kwargs={"external_indexing": list(where.values())},
     )
     seconds = time.perf_counter() - START
     bounds = {}
     if arguments.samples:
-        given = {"indices": where["test"], "return_mean": False}
+        given = {"indices": where[arguments.part], "return_mean": False}
         marginal = model.get_marginal_ll(n_mc_samples=arguments.samples, **given)
         bounds = {
             "elbo": np.asarray(model.get_elbo(**given)).ravel(),
