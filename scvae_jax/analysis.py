@@ -347,8 +347,10 @@ def sweep_clusters(
 
     Returns:
         A row for each K: validation_bound (mean over seeds) and its standard deviation,
-        stability (mean adjusted Rand index between pairs of seeds over all cells), and
-        clusters_used (mean). `plots.cluster_sweep` draws it.
+        stability (mean adjusted Rand index between pairs of seeds over all cells),
+        clusters_used (mean), and whether it is the recommended one: of those at least
+        as stable as the next smaller and the next larger number, the one with the best
+        bound (experiments/number_of_clusters.py). `plots.cluster_sweep` draws it.
 
     Raises:
         InputError: for data or settings that cannot be used.
@@ -379,7 +381,22 @@ def sweep_clusters(
                 "clusters_used": np.mean([f.summary["clusters_used"] for f in fits]),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(recommended=_recommended(table))
+
+
+def _recommended(table: pd.DataFrame) -> np.ndarray:
+    """Which row of a sweep is at a peak of stability, and there has the best bound."""
+    # on one cluster any two seeds agree
+    judged = table[table["n_clusters"] > 1].sort_values("n_clusters")
+    stability = judged["stability"]
+    below, above = stability.shift(1), stability.shift(-1)
+    peak = (stability >= below) & (stability >= above)
+    if not peak.any():
+        # at either end, with a neighbour on one side
+        peak = ~((stability < below) | (stability < above)) & stability.notna()
+    bound = judged["validation_bound"].where(peak)
+    return table.index == (bound.idxmax() if peak.any() else None)
 
 
 def _own(adata: anndata.AnnData) -> anndata.AnnData:

@@ -70,6 +70,8 @@ def latent_space(
 def cluster_sweep(table: Any, path: str | Path) -> None:
     """Draw validation bound and stability against the number of clusters.
 
+    A line stands at the recommended number, if there is one.
+
     Args:
         table: from `scvae_jax.sweep_clusters`.
         path: of the PNG file to write.
@@ -88,6 +90,8 @@ def cluster_sweep(table: Any, path: str | Path) -> None:
     stability.set(xlabel="number of clusters K", xticks=list(k))
     for axes in (bound, stability):
         axes.spines[["top", "right"]].set_visible(False)
+        for number in k[table["recommended"]]:
+            axes.axvline(number, color="0.8", zorder=0)
     figure.savefig(Path(path), dpi=130)
 
 

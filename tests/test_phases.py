@@ -4,10 +4,12 @@ import anndata
 import jax
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
 import scvae_jax as sv
 from scvae_jax import (
+    analysis,
     batches,
     epochs,
     models,
@@ -470,6 +472,28 @@ def test_denoise_as_of_another_batch(small):
         sv.denoise(small, fitted, batch="other")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "stability", "bounds", "expected"),
+    [
+        # of two peaks the one with the better bound, in whatever order they were tried
+        ((2, 3, 4, 5, 6, 8), (0.3, 0.9, 0.6, 0.8, 0.7, 0.7), (1, 2, 3, 4, 5, 6), 5),
+        ((8, 6, 5, 4, 3, 2), (0.7, 0.7, 0.8, 0.6, 0.9, 0.3), (6, 5, 4, 3, 2, 1), 5),
+        # an end is no peak, unless there is no other
+        ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.95), (1, 2, 3, 4), 5),
+        ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.4), (1, 2, 3, 4), 4),
+        # one cluster is beside the point, and so is one seed
+        ((1, 2, 3, 4), (1.0, 0.9, 0.9, 0.5), (1, 2, 3, 4), 3),
+        ((2, 3), (np.nan, np.nan), (1, 2), None),
+    ],
+)
+def test_which_number_of_clusters_is_recommended(numbers, stability, bounds, expected):
+    columns = ("n_clusters", "stability", "validation_bound")
+    values = (numbers, stability, bounds)
+    table = pd.DataFrame(dict(zip(columns, values, strict=True)))
+    found = table["n_clusters"][analysis._recommended(table)]
+    assert list(found) == ([] if expected is None else [expected])
+
+
 @pytest.mark.slow
 def test_a_sweep_over_the_number_of_clusters(types, tmp_path):
     table = sv.sweep_clusters(
@@ -483,6 +507,7 @@ def test_a_sweep_over_the_number_of_clusters(types, tmp_path):
     assert list(table["n_clusters"]) == [1, 3]
     assert (table["stability"] > 0.8).all()
     assert list(table["clusters_used"]) == [1, 3]
+    assert list(table["recommended"]) == [False, True]
     plots.cluster_sweep(table, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="expected a ModelConfig of model='gmvae'"):
