@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -134,6 +135,9 @@ def apply(
         "n_latent": fitted.config.n_latent,
         "seed": fitted.train_config.seed,
         "data": {name: v for name, v in data_settings.items() if v is not None},
+        # as text, in which there are lists, dicts and None
+        "model_config": json.dumps(to_json(fitted.config)),
+        "train_config": json.dumps(to_json(fitted.train_config)),
         "n_samples": N_SAMPLES,
         "versions": versions(),
     }

@@ -75,9 +75,9 @@ def calibrate(
     """Compare held-out counts with what a model expects of them, gene by gene.
 
     Half the genes of each cell are predicted from the other half, and the other way
-    round (see `prediction.py`). A model trained without input dropout has not
-    learned to read half a cell: its figures are those of its encoder too. One that was
-    trained for a thousand steps has not learned its dispersions yet.
+    round (see `prediction.py`). A model trained with neither thinning nor input
+    dropout has not learned to read half a cell: its figures are those of its encoder
+    too. One that was trained for a thousand steps has not learned its dispersions yet.
 
     With several models, such as one of each likelihood, it also says which of them each
     gene prefers. For each pair and each gene seen in 20 cells or more, the mean over

@@ -57,6 +57,7 @@ class Fitted:
         summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like.
         versions: of Python's packages and of the device at the time.
         alternatives: other fits of the same cells, best first.
+        own_likelihood: whether the likelihood was passed to the fit as a value.
     """
 
     model: Model
@@ -72,6 +73,7 @@ class Fitted:
     summary: dict[str, Any]
     versions: dict[str, str]
     alternatives: tuple["Fitted", ...] = ()
+    own_likelihood: bool = False
 
     @property
     def likelihood(self) -> Likelihood:
@@ -118,6 +120,7 @@ class Fitted:
             "train": to_json(self.train_config),
             "data": to_json(self.data_config),
             "likelihood": self.likelihood.name,
+            "own_likelihood": self.own_likelihood,
             "batches": list(self.batches),
             "summary": self.summary,
             "versions": self.versions,
@@ -257,7 +260,10 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             f"found no {error} in {path / 'config.json'}, expected a whole run folder, "
             "fit again"
         ) from None
-    if likelihood is None and config["model"]["likelihood"] == name:
+    # a variant of a named one may have kept its name
+    own_likelihood = config.get("own_likelihood", False)
+    named = not own_likelihood and model_config.likelihood == name
+    if likelihood is None and named:
         likelihood = named_likelihood(model_config)
     elif likelihood is None or likelihood.name != name:
         given = "none" if likelihood is None else repr(likelihood.name)
@@ -312,6 +318,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             load(folder, likelihood=likelihood)
             for folder in sorted((path / "alternatives").glob("*"))
         ),
+        own_likelihood=own_likelihood,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.config import InputError, check_count, listing
+from scvae_jax.config import InputError, ModelConfig, check_count, listing
 from scvae_jax.counts import (
     SPLITS,
     CountData,
@@ -22,7 +22,7 @@ from scvae_jax.counts import (
 )
 from scvae_jax.epochs import ALIVE, effective_number
 from scvae_jax.latents import sample
-from scvae_jax.models import Model
+from scvae_jax.models import Model, named_likelihood
 from scvae_jax.objectives import (
     elbo_parts,
     importance_weighted_bound,
@@ -211,6 +211,19 @@ def prepare_as(
     )
 
 
+def conditions_on_total(config: ModelConfig) -> bool:
+    """Whether a bound is one given the total of a cell, as that of a library mean is.
+
+    Args:
+        config: whose likelihood is a named one.
+
+    Returns:
+        Whether it is; binary and real data have no total.
+    """
+    counted = named_likelihood(config).support in ("counts", "integers")
+    return counted and config.likelihood_options.get("mean", "library") == "library"
+
+
 def evaluate(
     adata: anndata.AnnData,
     fitted: Fitted,
@@ -237,10 +250,12 @@ def evaluate(
         seed: of the samples and of k-means.
 
     Returns:
-        n_cells, split, elbo, importance_weighted_bound, n_samples, log_likelihood and
-        kl_z, in nats per cell. Of a mixture also kl_y; clusters_used, those with at
-        least 1 % of the cells; and effective_clusters, exp of the entropy of the mean
-        q(y|x). With a score key: ari and nmi, of a mixture's own clusters, or of
+        n_cells, split, elbo, importance_weighted_bound, n_samples, log_likelihood, kl_z
+        and kl_y, bounds and parts in nats per cell; clusters_used, those with at least
+        1 % of the cells (kl_y and it are 0 without clusters); and, of a named
+        likelihood, conditions_on_total. Of a mixture also n_clusters and
+        effective_clusters, exp of the entropy of the mean q(y|x). With a score key: ari
+        and nmi, of a mixture's own clusters, or of
         k-means on the latents with as many clusters as labels (`oracle_k` is true
         then), n_labels, and n_scored of the cells, those with a label.
 
@@ -273,12 +288,15 @@ def evaluate(
         "n_samples": n_samples,
         "log_likelihood": means["log_likelihood"],
         "kl_z": means["kl_z"],
+        "kl_y": means["kl_y"],
+        "clusters_used": 0,
     }
+    if not fitted.own_likelihood:
+        result["conditions_on_total"] = conditions_on_total(fitted.config)
     n_clusters = fitted.model.n_clusters
     if n_clusters:
         codes = figures.probabilities.argmax(axis=1)
         share = np.bincount(codes, minlength=n_clusters) / len(codes)
-        result["kl_y"] = means["kl_y"]
         result["n_clusters"] = n_clusters
         result["clusters_used"] = int((share >= ALIVE).sum())
         result["effective_clusters"] = float(

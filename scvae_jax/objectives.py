@@ -148,9 +148,19 @@ def importance_weighted_bound(terms: Terms) -> Array:
 
 
 def _log_weight(terms: Terms, kl_weight: float | Array) -> Array:
-    """[S, B, K]: log p(x|z) + log p(y) + beta [log p(z|y) - log q(z|x,y)]."""
+    """[S, B, K]: log p(x|z) + log p(y) + beta [log p(z|y) - log q(z|x,y)].
+
+    Where y is inferred from z: log p(x|z) + log p(y|z) + beta [log p(z) - log q(z|x)],
+    with log p(z) = log sum_y p(y) p(z|y); the same for a beta of 1.
+    """
+    log_r = log_responsibilities(terms)
+    inferred = terms.log_qy is None
     terms = _with_clusters(terms)
-    return terms.log_px + terms.log_py + kl_weight * (terms.log_pz - terms.log_qz)
+    log_py, log_pz = terms.log_py, terms.log_pz
+    if inferred:
+        log_pz = jax.nn.logsumexp(log_py + log_pz, axis=-1, keepdims=True)
+        log_py = log_r
+    return terms.log_px + log_py + kl_weight * (log_pz - terms.log_qz)
 
 
 class Objective(NamedTuple):

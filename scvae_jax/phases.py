@@ -228,11 +228,15 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             for fit in fits:
                 fit.end_phase(config)
             states = states._replace(params=best.params)
+    trained = max(sum(len(fit.history) for fit in fits), 1)
     summary = {
         "n_train": n_train,
         "n_validation": plan.held_out.start.shape[0],
         "seconds": round(seconds, 3),
         "compile_seconds": round(compile_seconds, 3),
+        # of all fits together
+        "seconds_per_epoch": round(seconds / trained, 5),
+        "cells_per_second": round(n_train * trained / seconds, 1),
     }
     common = (phases, steps_per_epoch, summary)
     return [
@@ -372,8 +376,6 @@ def _result(
         "steps": epochs * steps_per_epoch,
         "skipped_steps": int(fit.history[-1]["skipped_steps"]),
         **shared,
-        "seconds_per_epoch": round(shared["seconds"] / epochs, 5),
-        "cells_per_second": round(shared["n_train"] * epochs / shared["seconds"], 1),
         "validation_elbo": best["validation_elbo"],
         "validation_bound": best["validation_bound"],
     }

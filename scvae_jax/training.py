@@ -162,6 +162,7 @@ def fit_many(
     config = completed(config, config.model)
     train_config = completed(train_config or TrainConfig(), config.model)
     configs = _configs(config, train_config, seeds, settings or {})
+    own_likelihood = likelihood is not None
     likelihood = likelihood or named_likelihood(config)
     data_config = DataConfig(
         layer, batch_key, size_factor_key, genes, split_key, fractional
@@ -210,6 +211,7 @@ def fit_many(
             history=result.history,
             summary=result.summary | shared,
             versions=checkpoints.versions(),
+            own_likelihood=own_likelihood,
         )
         for (model_config, fit_config), result in zip(configs, results, strict=True)
         if not isinstance(result, Exception)

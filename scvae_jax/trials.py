@@ -13,7 +13,13 @@ from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.config import DataConfig, InputWarning, ModelConfig, TrainConfig
 from scvae_jax.counts import CountData
 from scvae_jax.epochs import ALIVE
-from scvae_jax.evaluation import CellBounds, cell_bounds, kmeans, scores
+from scvae_jax.evaluation import (
+    CellBounds,
+    cell_bounds,
+    conditions_on_total,
+    kmeans,
+    scores,
+)
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import named_likelihood
 from scvae_jax.ranking import Fit, Row
@@ -84,12 +90,6 @@ def kind_of(likelihood: Likelihood) -> str:
     return {"binary": "binary", "real": "densities"}.get(likelihood.support, "counts")
 
 
-def _conditions_on_total(config: ModelConfig) -> bool:
-    """Whether a bound is one given the total of a cell."""
-    mean = config.likelihood_options.get("mean", "library")
-    return kind_of(named_likelihood(config)) == "counts" and mean == "library"
-
-
 def fit_seeds(
     source: anndata.AnnData,
     config: ModelConfig,
@@ -157,7 +157,7 @@ def total_and_null(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.nd
         named_likelihood(family), cells.data, cells.train, cells.held_out
     )
     total = totals_log_prob(cells.data, cells.train, cells.held_out)
-    if _conditions_on_total(config):
+    if conditions_on_total(config):
         return total, null
     return np.zeros(len(null)), null + total
 
@@ -237,7 +237,7 @@ def _identity(cells: Cells, label: str, config: ModelConfig) -> Row:
         "part": cells.part,
         "n_cells": int(cells.held_out.sum()),
         "ranked_with": kind_of(named_likelihood(config)),
-        "conditions_on_total": _conditions_on_total(config),
+        "conditions_on_total": conditions_on_total(config),
         **dict.fromkeys(FIGURES),
         "versions": " ".join(f"{name}={v}" for name, v in versions().items()),
         "note": None,

@@ -12,7 +12,7 @@ import scipy.sparse
 
 import scvae_jax as sv
 from scvae_jax import analysis, evaluation, plots
-from scvae_jax.config import InputError, InputWarning
+from scvae_jax.config import InputError, InputWarning, from_json
 
 WRITTEN = {"obsm": {"X_scvae"}, "obs": {"scvae_elbo", "scvae_split"}, "uns": {"scvae"}}
 
@@ -96,6 +96,9 @@ def test_the_settings_that_are_written(applied, fitted):
     assert settings["n_latent"] == 3
     assert settings["seed"] == 0
     assert settings["data"] == {"batch_key": "batch", "fractional": "error"}
+    for name in ("model_config", "train_config"):
+        config = getattr(fitted, name.removeprefix("model_"))
+        assert from_json(type(config), json.loads(settings[name])) == config
     assert settings["n_samples"] == analysis.N_SAMPLES
     assert settings["versions"]["jax"] == jax.__version__
     assert json.loads(json.dumps(settings)) == settings

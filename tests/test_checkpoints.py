@@ -545,6 +545,17 @@ def test_own_likelihood_must_be_passed(own, tmp_path, name, given):
         sv.load(tmp_path / "run", likelihood=likelihood)
 
 
+def test_a_variant_that_kept_a_name_must_be_passed(small, tmp_path):
+    mine = likelihoods.negative_binomial(mean="free")
+    train = sv.TrainConfig(epochs=1, batch_size=64)
+    config = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), thinning=0.0)
+    sv.fit(small, config, train, likelihood=mine, progress=False).save(tmp_path / "run")
+    with pytest.raises(InputError, match="found none given for a run of likelihood"):
+        sv.load(tmp_path / "run")
+    loaded = sv.load(tmp_path / "run", likelihood=mine)
+    assert loaded.likelihood is mine and loaded.own_likelihood
+
+
 def test_another_likelihood_than_the_named_one(run):
     with pytest.raises(
         InputError,

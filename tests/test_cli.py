@@ -36,6 +36,9 @@ EVALUATE_KEYS = {
     "n_samples",
     "log_likelihood",
     "kl_z",
+    "kl_y",
+    "clusters_used",
+    "conditions_on_total",
 }
 
 

@@ -73,7 +73,12 @@ def test_the_figures_add_up(fitted, small):
         "n_samples",
         "log_likelihood",
         "kl_z",
+        "kl_y",
+        "clusters_used",
+        "conditions_on_total",
     ]
+    assert figures["kl_y"] == figures["clusters_used"] == 0
+    assert figures["conditions_on_total"] is True
     assert figures["split"] == "validation" and figures["n_cells"] == 12
     total = figures["log_likelihood"] - figures["kl_z"]
     assert figures["elbo"] == pytest.approx(total, rel=1e-6)

@@ -170,6 +170,21 @@ def test_kl_weight_acts_inside_the_weights():
     np.testing.assert_allclose(loss, -np.log(np.exp(log_weight).mean(0)), rtol=1e-6)
 
 
+def test_kl_weight_acts_on_the_prior_of_a_mixture():
+    one = some_terms(3)
+    log_pz = one.log_pz[..., None] + np.array([0.0, -1.5])
+    log_py = np.broadcast_to(np.log([0.2, 0.8]), log_pz.shape)
+    by_cluster = {"log_pz": log_pz, "log_py": log_py}
+    axis = {
+        name: getattr(one, name)[..., None] for name in ("log_px", "log_qz", "kl_z")
+    }
+    mixture = one._replace(**by_cluster, **axis)
+    loss = objectives.importance_weighted(3).loss(mixture, 0.25)
+    prior = np.log((np.exp(log_py) * np.exp(log_pz)).sum(axis=-1))
+    log_weight = one.log_px + 0.25 * (prior - one.log_qz)
+    np.testing.assert_allclose(loss, -np.log(np.exp(log_weight).mean(0)), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

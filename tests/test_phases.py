@@ -235,7 +235,13 @@ def test_many_fits_are_those_of_each_seed_alone(types, fits):
         for f in (one, alone)
     ]
     assert strip[0] == strip[1]
-    bounds = [f.summary["validation_bound"] for f in (fits, *fits.alternatives)]
+    every = (fits, *fits.alternatives)
+    # the speed is that of all fits together
+    epochs = sum(f.summary["epochs"] for f in every)
+    for f in every:
+        took = f.summary["n_train"] * epochs / f.summary["cells_per_second"]
+        assert took == pytest.approx(f.summary["seconds"], rel=1e-2)
+    bounds = [f.summary["validation_bound"] for f in every]
     assert bounds == sorted(bounds, reverse=True)
     assert fits.summary["n_fits"] == 2
 
