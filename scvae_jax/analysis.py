@@ -89,7 +89,7 @@ def apply(
         obs["scvae_cluster_confidence"]: with alternatives, the share of all fits that
             put the cell where this one does, clusters matched one to one.
         uns["scvae"]["cluster_sizes"]: [K] number of these cells in each cluster.
-        uns["scvae"]["cluster_prototypes"]: table [K, G] of mean expression, decoded
+        uns["scvae"]["cluster_prototypes"]: table [G, K] of mean expression, decoded
             from the centre of each component at the median depth of the cells, averaged
             over batches.
         uns["scvae"]["cluster_genes"]: table of the 25 genes that most set each cluster
@@ -167,7 +167,7 @@ def _write_clusters(
     mean = prototypes(fitted, depth=float(np.median(data.depth)))
     adata.uns[key] |= {
         "cluster_sizes": sizes,
-        "cluster_prototypes": pd.DataFrame(mean, index=names, columns=fitted.genes),
+        "cluster_prototypes": pd.DataFrame(mean.T, fitted.genes, names),
         "cluster_genes": distinguishing_genes(mean, sizes, fitted.genes),
     }
 
@@ -207,7 +207,8 @@ def distinguishing_genes(
         genes: [G] names.
 
     Returns:
-        A column for each cluster with the names of its genes, best first.
+        A column for each cluster with the names of its genes, best first, "" where
+        fewer genes are expressed more in it than in the others.
     """
     columns = {}
     for k, own in enumerate(prototypes):
@@ -217,7 +218,9 @@ def distinguishing_genes(
         small = 1e-12
         score = own * np.log((own + small) / (rest + small)) - own + rest
         order = np.argsort(-np.where(own > rest, score, -1.0), kind="stable")
-        columns[str(k)] = np.asarray(genes, dtype=object)[order[:N_MARKERS]]
+        order = order[:N_MARKERS]
+        names = np.asarray(genes, dtype=object)[order]
+        columns[str(k)] = np.where(own[order] > rest[order], names, "")
     return pd.DataFrame(columns)
 
 

@@ -261,9 +261,8 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             "fit again"
         ) from None
     # a variant of a named one may have kept its name
-    own_likelihood = config.get("own_likelihood", False)
-    named = not own_likelihood and model_config.likelihood == name
-    if likelihood is None and named:
+    own_likelihood = config.get("own_likelihood", model_config.likelihood != name)
+    if likelihood is None and not own_likelihood:
         likelihood = named_likelihood(model_config)
     elif likelihood is None or likelihood.name != name:
         given = "none" if likelihood is None else repr(likelihood.name)

@@ -119,7 +119,8 @@ def place(
     """Parameters of a mixture prior from the posteriors of cells.
 
     The components are those of `mixture_start`; those with a scale of their own get the
-    second moments of q(z|x) of their cells about them.
+    second moments of q(z|x) of their cells about them, and of weights that are given
+    the largest goes to the one with most cells.
 
     Args:
         prior: params["prior"] of a mixture, whose entries say what there is to place.
@@ -133,8 +134,15 @@ def place(
     """
     n_clusters, n_latent = prior["mean"].shape
     start = mixture_start(mean, variance, n_clusters, seed)
+    placed = {}
+    if "log_weights" in prior:
+        placed["log_weights"] = np.asarray(prior["log_weights"])
+        order = np.empty(n_clusters, int)
+        order[np.argsort(-placed["log_weights"])] = np.argsort(-start.share)
+        start = start._replace(mean=start.mean[order], share=start.share[order])
     shared = start.variance
-    placed = {"mean": start.mean, "log_scale": np.full((1, 1), 0.5 * np.log(shared))}
+    placed["mean"] = start.mean
+    placed["log_scale"] = np.full((1, 1), 0.5 * np.log(shared))
     if "departure" in prior:
         logits = np.log(start.share) - 0.5 * distances(mean, start.mean) / shared
         code = logits.argmax(axis=1)
@@ -156,7 +164,9 @@ def place(
             placed["correlation"] = np.tril(factors, -1)
     if "logits" in prior:
         placed["logits"] = np.log(start.share)
-    return {name: jnp.asarray(value, jnp.float32) for name, value in placed.items()}
+    return {
+        name: jnp.asarray(value, prior[name].dtype) for name, value in placed.items()
+    }
 
 
 def fit_logits(layer: Tree, hidden: Array, target: Array, n_steps: int = 300) -> Tree:

@@ -160,6 +160,8 @@ def compare(
     check_count("seeds", seeds, 1, 2**10)
     check_count("splits", splits, 1, 2**10)
     check_count("n_samples", n_samples, 1)
+    last = train_config.seed + max(seeds, splits) - 1
+    check_count("seed", last, 0, 2**32 - 1)
     names = [entry_name(*key) for key in entries]
     if reference is not None and reference not in names:
         raise InputError(
@@ -397,6 +399,8 @@ def _report(
             "seeds or more"
         )
         del drawn["clusters.png"]
+    if ranked["difference"].isna().all():
+        del drawn["differences.png"]
     if table["comparable_bound"].isna().all():
         drawn = {}
     for name, frame in (("table.csv", table), ("ranks.csv", ranked)):
@@ -413,7 +417,7 @@ def _report(
             continue
         with whole(folder / name) as part:
             drawn[name](part)
-    if not drawn:
+    if table["comparable_bound"].isna().all():
         raise FloatingPointError(
             f"found that all {len(fits)} fits ended early, expected finite gradients "
             "and bounds, lower the learning rate or look for extreme counts"

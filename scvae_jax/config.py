@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,21 @@ def listing(names: Any, at_most: int = 8) -> str:
     shown = ", ".join(names[:at_most]) or "none"
     more = len(names) - at_most
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python has them, and lists as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _plain_fields(config: Any) -> None:
+    """The same for the fields of a frozen dataclass."""
+    for field in dataclasses.fields(config):
+        object.__setattr__(config, field.name, plain(getattr(config, field.name)))
 
 
 def _check(condition: bool, found: str, expected: str, do: str) -> None:
@@ -92,7 +108,14 @@ def check_clusters(
             "choose one of these",
         )
         return
-    weights = [float(weight) for weight in mixture_weights]
+    _check(
+        isinstance(mixture_weights, Sequence)
+        and all(isinstance(weight, (int, float)) for weight in mixture_weights),
+        f"mixture_weights={mixture_weights!r}",
+        "uniform, learned or a list of probabilities",
+        "choose one of these",
+    )
+    weights = list(mixture_weights)
     _check(
         len(weights) == n_clusters,
         f"{len(weights)} mixture_weights for {n_clusters} clusters",
@@ -180,13 +203,13 @@ class ModelConfig:
     component_covariance: str = "shared"
 
     def __post_init__(self) -> None:
+        _plain_fields(self)
         _check(
-            isinstance(self.hidden_sizes, (list, tuple)),
+            isinstance(self.hidden_sizes, tuple),
             f"hidden_sizes={self.hidden_sizes!r}",
             "a tuple of whole numbers",
             "change hidden_sizes",
         )
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         _check(
             isinstance(self.likelihood_options, dict),
             f"likelihood_options={self.likelihood_options!r}",
@@ -205,8 +228,6 @@ class ModelConfig:
             f"one of {', '.join(PRECISIONS)}",
             "choose one of these",
         )
-        if isinstance(self.mixture_weights, list):
-            object.__setattr__(self, "mixture_weights", tuple(self.mixture_weights))
         check_clusters(
             self.n_clusters,
             self.posterior,
@@ -274,6 +295,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _plain_fields(self)
         if self.epochs is not None:
             check_count("epochs", self.epochs, 1)
         check_count("batch_size", self.batch_size, 1, 2**31 - 1)
@@ -392,7 +414,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
                 f"found likelihood option {pair!r}, expected NAME=VALUE, "
                 "write it like dispersion=gene_cell"
             )
-        options[name] = int(value) if value.lstrip("-").isdigit() else value
+        options[name] = int(value) if re.fullmatch("-?[0-9]+", value) else value
     return options
 
 

@@ -251,6 +251,11 @@ def _gene_columns(
             f"{listing(adata.var.columns, 30)}, give one of these"
         )
     mask = adata.var[config.genes]
+    if isinstance(mask, pd.DataFrame):
+        raise InputError(
+            f"found {mask.shape[1]} var columns {config.genes!r} for the genes, "
+            "expected one, rename the others"
+        )
     if not (pd.api.types.is_bool_dtype(mask.dtype) and not mask.isna().any()):
         raise InputError(
             f"found var column {config.genes!r} of type {mask.dtype}, expected "

@@ -56,7 +56,7 @@ class Best(NamedTuple):
 
 def first_best(params: Any) -> Best:
     """Before the first epoch of a phase nothing is the best yet."""
-    return Best(jax.tree.map(jnp.copy, params), jnp.float32(-jnp.inf))
+    return Best(jax.tree.map(jnp.copy, params), jnp.full((), -jnp.inf))
 
 
 class Setup(NamedTuple):

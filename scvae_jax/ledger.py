@@ -88,7 +88,8 @@ def take_place(work: Path, folder: Path) -> None:
     shutil.rmtree(folder / "fits", ignore_errors=True)
     for name in (*TABLES, *PICTURES):
         (folder / name).unlink(missing_ok=True)
-    for path in work.iterdir():
+    # its settings last: a call that was stopped before goes on with what has not moved
+    for path in sorted(work.iterdir(), key=lambda path: path.name == SETTINGS):
         os.replace(path, folder / path.name)
     work.rmdir()
 

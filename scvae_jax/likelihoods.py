@@ -597,9 +597,10 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
         k = jnp.arange(k_max, dtype=pi.dtype).reshape((1,) * (pi.ndim - 1) + (k_max,))
         tail_mean = k_max + base.mean(p)
         mean = (pi[..., :k_max] * k).sum(-1) + pi[..., k_max] * tail_mean
-        tail_square = base.variance(p) + tail_mean**2
-        square = (pi[..., :k_max] * k**2).sum(-1) + pi[..., k_max] * tail_square
-        return mean, square - mean**2
+        # about the mean: a difference of squares would cancel where it is large
+        within = (pi[..., :k_max] * (k - mean[..., None]) ** 2).sum(-1)
+        tail = base.variance(p) + (tail_mean - mean) ** 2
+        return mean, within + pi[..., k_max] * tail
 
     def sample(key: Array, p: Params) -> Array:
         key_base, key_class = jax.random.split(key)

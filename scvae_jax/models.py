@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from scvae_jax.batches import Batch, Counts, lay_out, product
-from scvae_jax.config import InputError, ModelConfig, check_clusters, completed
+from scvae_jax.config import (
+    InputError,
+    ModelConfig,
+    check_clusters,
+    completed,
+    plain,
+)
 from scvae_jax.latents import (
     components,
     departed,
@@ -299,6 +305,7 @@ def gmvae(
     References:
         Gronbech et al., scVAE, 2020 (conditional); Jiang et al., VaDE, 2017 (shared).
     """
+    mixture_weights = plain(mixture_weights)
     check_clusters(n_clusters, posterior, mixture_weights, component_covariance)
     base = vae(modalities, n_latent=n_latent, hidden_sizes=hidden_sizes, **networks)
     n_features = sum(m.n_features for m in base.modalities)
@@ -316,6 +323,9 @@ def gmvae(
             prior["correlation"] = jnp.zeros((n_clusters, n_latent, n_latent))
         if mixture_weights == "learned":
             prior["logits"] = jnp.zeros(n_clusters)
+        elif mixture_weights != "uniform":
+            # among the parameters, as clusters that are numbered anew take theirs along
+            prior["log_weights"] = jnp.log(jnp.asarray(mixture_weights))
         params = base.init(key_base, profiles) | {"prior": prior}
         if posterior == "conditional":
             shapes = ((1, n_hidden), (1, 2 * n_latent))
@@ -328,7 +338,7 @@ def gmvae(
             return jax.nn.log_softmax(params["prior"]["logits"])[None]
         if mixture_weights == "uniform":
             return jnp.full((1, n_clusters), -jnp.log(n_clusters))
-        return jnp.log(jnp.asarray(mixture_weights, jnp.float32))[None]
+        return jax.lax.stop_gradient(params["prior"]["log_weights"])[None]
 
     def prior_of(params: Tree):
         prior = params["prior"]

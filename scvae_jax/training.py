@@ -24,6 +24,7 @@ from scvae_jax.config import (
     check_count,
     completed,
     listing,
+    plain,
 )
 from scvae_jax.counts import CountData, prepare, random_split
 from scvae_jax.likelihoods import Likelihood
@@ -161,7 +162,7 @@ def fit_many(
     config = config or ModelConfig()
     config = completed(config, config.model)
     train_config = completed(train_config or TrainConfig(), config.model)
-    configs = _configs(config, train_config, seeds, settings or {})
+    configs = _configs(config, train_config, plain(seeds), settings or {})
     own_likelihood = likelihood is not None
     likelihood = likelihood or named_likelihood(config)
     data_config = DataConfig(

@@ -104,6 +104,28 @@ def test_the_settings_that_are_written(applied, fitted):
     assert json.loads(json.dumps(settings)) == settings
 
 
+def test_genes_of_a_cluster_are_expressed_more_in_it():
+    prototypes = np.array([[5.0, 1.0, 1.0], [1.0, 4.0, 3.0]])
+    genes = np.array(["a", "b", "c"])
+    found = analysis.distinguishing_genes(prototypes, np.array([10, 10]), genes)
+    assert found["0"].tolist() == ["a", "", ""]
+    assert found["1"].tolist() == ["b", "c", ""]
+
+
+def test_prototypes_of_many_genes_survive_a_file(tmp_path):
+    x = np.random.default_rng(0).poisson(1.0, (40, 5000)).astype(np.float32)
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(x))
+    adata.obs_names = [f"cell {i}" for i in range(40)]
+    config = sv.ModelConfig(
+        model="gmvae", n_clusters=1, n_latent=2, hidden_sizes=(4,), likelihood="poisson"
+    )
+    train = sv.TrainConfig(epochs=2)
+    sv.apply(adata, sv.fit(adata, config, train, progress=False))
+    adata.write_h5ad(tmp_path / "applied.h5ad")
+    prototypes = anndata.read_h5ad(tmp_path / "applied.h5ad").uns["scvae"]
+    assert prototypes["cluster_prototypes"].shape == (5000, 1)
+
+
 def test_the_figures_are_those_of_evaluate(applied, small, fitted):
     figures = sv.evaluate(small, fitted, split="all", n_samples=analysis.N_SAMPLES)
     mean = applied.obs["scvae_elbo"].to_numpy().mean(dtype=np.float64)

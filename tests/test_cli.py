@@ -541,6 +541,10 @@ TRAIN = [
     ("train cells --likelihood normal", "zero_inflated_negative_binomial"),
     ("train cells --likelihood bernoulli", "other than 0 and 1, expected binary data"),
     ("train cells --likelihood-option k_max", "found likelihood option 'k_max'"),
+    (
+        "train cells --likelihood categorised_poisson --likelihood-option k_max=--3",
+        "found k_max='--3', expected a whole number",
+    ),
     ("train cells --likelihood-option k_max=3", "found options {'k_max': 3}"),
     ("train cells --likelihood-option dispersion=x", "found dispersion='x', expected"),
     (

@@ -142,15 +142,27 @@ def test_logits_are_fitted_to_responsibilities():
     assert float(jnp.abs(ours - target).mean()) < 0.01
 
 
+def test_given_weights_go_to_components_by_size(blobs):
+    mean, variance, _ = blobs
+    weights = (0.2, 0.7, 0.1)
+    _, params = prior_of("shared", weights)
+    placed = clusters.place(params["prior"], mean, variance, 0, models.MAX_DEPARTURE)
+    np.testing.assert_allclose(np.exp(placed["log_weights"]), weights, rtol=1e-6)
+    nearest = np.abs(np.asarray(placed["mean"])[:, None] - CENTRES).sum(-1).argmin(1)
+    sizes = np.array(SIZES)[nearest]
+    assert (np.argsort(sizes) == np.argsort(weights)).all()
+
+
+@pytest.mark.parametrize("weights", ["learned", "uniform", (0.1, 0.3, 0.6)])
 @pytest.mark.parametrize("posterior", ["shared", "conditional"])
-def test_reordering_changes_names_alone(posterior):
+def test_reordering_changes_names_alone(posterior, weights):
     model = models.gmvae(
         [models.Modality("x", 4, likelihoods.poisson())],
         n_clusters=3,
         posterior=posterior,
         n_latent=N_LATENT,
         hidden_sizes=(5,),
-        mixture_weights="learned",
+        mixture_weights=weights,
         component_covariance="full",
     )
     params = model.init(jax.random.key(0))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from scvae_jax.config import (
@@ -89,6 +90,26 @@ def test_settings_cannot_be_changed_in_place(kind):
 def test_hidden_sizes_become_a_tuple():
     assert ModelConfig(hidden_sizes=[8, 4]).hidden_sizes == (8, 4)
     assert ModelConfig(hidden_sizes=[8, 4]) == ModelConfig(hidden_sizes=(8, 4))
+
+
+def test_numbers_of_numpy_are_taken():
+    config = ModelConfig(
+        n_latent=np.int64(3),
+        hidden_sizes=np.array([8, 4]),
+        dropout_decoder=np.float32(0.5),
+        n_clusters=2,
+        mixture_weights=np.array([0.5, 0.5]),
+        likelihood_options={"k_max": np.int64(3)},
+    )
+    assert config.hidden_sizes == (8, 4) and config.mixture_weights == (0.5, 0.5)
+    assert from_json(ModelConfig, json.loads(json.dumps(to_json(config)))) == config
+    assert TrainConfig(epochs=np.int64(3)) == TrainConfig(epochs=3)
+
+
+@pytest.mark.parametrize("weights", [None, 0.5, {"a": 0.5}, ("half", "half")])
+def test_what_are_no_weights(weights):
+    with pytest.raises(InputError, match="expected uniform, learned or a list of prob"):
+        ModelConfig(n_clusters=2, mixture_weights=weights)
 
 
 def test_defaults_are_not_shared_between_instances():

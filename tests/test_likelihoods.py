@@ -408,6 +408,14 @@ def test_samples_have_the_moments(family):
         assert np.array_equal(draws, np.round(draws)) and draws.min() >= 0
 
 
+@pytest.mark.parametrize("mean", [1e5, 1e6, 1e7])
+def test_variance_of_categories_with_a_large_mean(mean):
+    family = likelihoods.categorised(likelihoods.poisson(mean="free"), 3)
+    logits = jnp.array([[[-30.0, -30.0, -30.0, 0.0]]])
+    params = {"log_mean": jnp.log(jnp.array([[mean]])), "class_logits": logits}
+    np.testing.assert_allclose(family.variance(params), [[mean]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("combine", ["zero_inflated_poisson", "categorised_poisson"])
 def test_sample_broadcasts_params(combine):
     likelihood = likelihoods.from_name(combine)

@@ -425,14 +425,15 @@ def test_apply_writes_clusters(types, fits, tmp_path):
     sizes = cluster.value_counts().sort_index().to_numpy()
     np.testing.assert_array_equal(found["cluster_sizes"], sizes)
     prototypes = found["cluster_prototypes"]
-    assert list(prototypes.columns) == list(types.var_names)
+    assert list(prototypes.index) == list(types.var_names)
+    assert list(prototypes.columns) == ["0", "1", "2"]
     depth = np.median(np.asarray(types.X.sum(1)))
-    np.testing.assert_allclose(prototypes.sum(axis=1), depth, rtol=1e-3)
+    np.testing.assert_allclose(prototypes.sum(axis=0), depth, rtol=1e-3)
     # the prototype is near the mean profile of the cluster's cells
     for k in range(3):
         mine = types.X[(cluster == str(k)).to_numpy()]
         profile = np.asarray(mine.sum(0)).ravel()
-        near = np.corrcoef(prototypes.iloc[k], profile)[0, 1]
+        near = np.corrcoef(prototypes[str(k)], profile)[0, 1]
         assert near > 0.95
         # and the genes that set it apart are expressed more in it than elsewhere
         rest = types.X[(cluster != str(k)).to_numpy()]

@@ -56,6 +56,14 @@ def setting():
     return model, optimizer, batches.dense_batch(x), state
 
 
+@pytest.mark.parametrize("model", ["vae", "gmvae"])
+def test_a_fit_where_jax_has_64_bits(small, model):
+    config = dataclasses.replace(SMALL, model=model, n_clusters=1)
+    with jax.enable_x64(True):
+        found = fit(small, config)
+    assert np.isfinite(found.summary["validation_elbo"])
+
+
 def test_a_fit_starts_at_the_mean_profile_of_its_training_cells(small):
     found = fit(small, epochs=1, learning_rate=0.0)
     train = small[found.cells[found.split == "train"], found.genes].X
