@@ -1,6 +1,7 @@
 """Held-out bounds of a fitted model, and scores of clusters against labels."""
 
 import dataclasses
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,13 @@ import numpy as np
 from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.config import InputError, ModelConfig, check_count, listing
+from scvae_jax.config import (
+    InputError,
+    InputWarning,
+    ModelConfig,
+    check_count,
+    listing,
+)
 from scvae_jax.counts import (
     SPLITS,
     CountData,
@@ -173,7 +180,16 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
             "found names of cells that repeat, expected unique ones to tell training "
             "cells from new ones, call adata.obs_names_make_unique()"
         )
-    return np.array([known.get(name, "new") for name in names.tolist()], dtype=str)
+    split = np.array([known.get(name, "new") for name in names.tolist()], dtype=str)
+    n_known = int((split != "new").sum())
+    if n_known and np.array_equal(names, np.arange(len(names)).astype(str)):
+        warnings.warn(
+            f"cells are named 0, 1, 2 and so on, and by that alone {n_known} of them "
+            "are taken for cells of the fit: if they are not, set adata.obs_names",
+            InputWarning,
+            stacklevel=3,
+        )
+    return split
 
 
 def prepare_as(

@@ -37,7 +37,8 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
         settings: JSON values. Those in a dict, such as the digests of data sets by
             name, may be added to, and what is not used now stays.
         overwrite: replace a comparison that is there, by one made beside it that takes
-            its place when it is finished (`take_place`).
+            its place when it is finished (`take_place`). One of the same settings that
+            was stopped before it was finished is gone on with.
 
     Returns:
         The folder to work in, and the settings that it now has.
@@ -59,13 +60,17 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
                 f"({listing(changed)}), expected the same to go on with, choose "
                 "another path or replace it (overwrite=True, --overwrite)"
             )
-        if overwrite:
-            folder = folder.with_name(f".{folder.name}-new")
+        if overwrite and (changed or any((folder / name).exists() for name in TABLES)):
+            place, folder = folder, folder.with_name(f".{folder.name}-new")
             known = _read_settings(folder / SETTINGS)
             if known is None or _changed(known, settings):
                 # of an earlier call that was stopped
                 shutil.rmtree(folder, ignore_errors=True)
                 known = {}
+            elif not (folder / "fits").exists():
+                # it was stopped while it took its place
+                take_place(folder, place)
+                folder = place
         settings = known | {
             name: known.get(name, {}) | value if isinstance(value, dict) else value
             for name, value in settings.items()
@@ -85,10 +90,12 @@ def take_place(work: Path, folder: Path) -> None:
     """
     if work == folder:
         return
-    shutil.rmtree(folder / "fits", ignore_errors=True)
-    for name in (*TABLES, *PICTURES):
-        (folder / name).unlink(missing_ok=True)
-    # its settings last: a call that was stopped before goes on with what has not moved
+    if (work / "fits").exists():
+        shutil.rmtree(folder / "fits", ignore_errors=True)
+        for name in (*TABLES, *PICTURES):
+            (folder / name).unlink(missing_ok=True)
+        os.replace(work / "fits", folder / "fits")
+    # its settings last: by them `open_folder` knows one that was stopped here
     for path in sorted(work.iterdir(), key=lambda path: path.name == SETTINGS):
         os.replace(path, folder / path.name)
     work.rmdir()

@@ -1,8 +1,10 @@
 """Comparisons: what runs, what is not run again, and what is refused."""
 
 import json
+import os
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
@@ -380,6 +382,33 @@ def test_other_settings_are_refused(quick, compare, tmp_path, changes, text):
     assert files(tmp_path) == before
     compare(**changes, overwrite=True)
     assert len(quick) == 2
+
+
+def test_a_replacement_that_was_stopped_goes_on(tmp_path):
+    settings = {"format": 1, "data": {}, "n_samples": 10}
+    folder, _ = ledger.open_folder(tmp_path / "found", settings, True)
+    (folder / "fits" / "one.npz").touch()
+    again, _ = ledger.open_folder(tmp_path / "found", settings, True)
+    assert again == folder and (again / "fits" / "one.npz").exists()
+    # of a finished one, the next is made beside it
+    (folder / "table.json").touch()
+    beside, _ = ledger.open_folder(tmp_path / "found", settings, True)
+    assert beside != folder and list((beside / "fits").iterdir()) == []
+    (beside / "fits" / "two.npz").touch()
+    (beside / "table.json").touch()
+
+    def stop(source, target):
+        if Path(source).name == ledger.SETTINGS:
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ledger.os, "replace", stop)
+        ledger.take_place(beside, folder)
+    # the next call finishes it
+    again, _ = ledger.open_folder(tmp_path / "found", settings, True)
+    assert again == folder and not beside.exists()
+    assert (folder / "fits" / "two.npz").exists() and (folder / "table.json").exists()
 
 
 def test_fits_of_another_recipe_are_refused(quick, compare, monkeypatch):

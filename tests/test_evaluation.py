@@ -1,5 +1,7 @@
 """Held-out bounds, parts of the split, scores."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pandas as pd
@@ -7,7 +9,7 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import evaluation, latents, objectives, training
-from scvae_jax.config import DataConfig, InputError
+from scvae_jax.config import DataConfig, InputError, InputWarning
 from scvae_jax.counts import prepare
 
 
@@ -195,6 +197,15 @@ def test_names_that_repeat_cannot_tell_the_split(fitted, small):
     adata.obs_names = ["cell"] * 120
     with pytest.raises(InputError, match="found names of cells that repeat"):
         evaluation.split_of(adata, fitted)
+
+
+def test_names_by_default_are_warned_of(fitted, small):
+    adata = small[:60].copy()
+    adata.obs_names = np.arange(60).astype(str)
+    numbered = dataclasses.replace(fitted, cells=np.arange(120).astype(str))
+    with pytest.warns(InputWarning, match="by that alone 60 of them are taken for"):
+        split = evaluation.split_of(adata, numbered)
+    np.testing.assert_array_equal(split, fitted.split[:60])
 
 
 def test_one_cluster_against_several_does_not_agree():
