@@ -54,6 +54,7 @@ def apply(
     *,
     key_added: str = "scvae",
     missing_genes: str = "error",
+    layer: str | None = None,
     batch_size: int = 128,
     seed: int = 0,
     copy: bool = False,
@@ -68,6 +69,7 @@ def apply(
         fitted: the model.
         key_added: prefix of the fields.
         missing_genes: for genes of the model that `adata` lacks: "error" or "zeros".
+        layer: layer with the counts, "X" for X; None: where they were for fitting.
         batch_size: cells at a time.
         seed: of the samples behind the bound.
         copy: return an annotated copy and leave `adata` as it is.
@@ -102,7 +104,7 @@ def apply(
     """
     check_count("seed", seed, 0, 2**32 - 1)
     check_count("batch_size", batch_size, 1, 2**31 - 1)
-    data = prepare_as(adata, fitted, missing_genes)
+    data = prepare_as(adata, fitted, missing_genes, layer)
     split = split_of(adata, fitted)
     surplus = adata.n_vars - int(pd.Index(adata.var_names).isin(fitted.genes).sum())
     if surplus:
@@ -231,6 +233,7 @@ def denoise(
     batch: str | None = None,
     layer_added: str = "scvae_denoised",
     missing_genes: str = "error",
+    layer: str | None = None,
     batch_size: int = 128,
     seed: int = 0,
     copy: bool = False,
@@ -243,6 +246,7 @@ def denoise(
         batch: decode every cell as if it came from this batch; None: from its own.
         layer_added: name of the layer.
         missing_genes: for genes of the model that `adata` lacks: "error" or "zeros".
+        layer: layer with the counts, "X" for X; None: where they were for fitting.
         batch_size: cells at a time.
         seed: of the samples.
         copy: return an annotated copy and leave `adata` as it is.
@@ -258,15 +262,15 @@ def denoise(
     """
     check_count("seed", seed, 0, 2**32 - 1)
     check_count("batch_size", batch_size, 1, 2**31 - 1)
-    data = prepare_as(adata, fitted, missing_genes)
+    data = prepare_as(adata, fitted, missing_genes, layer)
     as_batch = None
     if batch is not None:
-        if batch not in fitted.batches:
+        if str(batch) not in fitted.batches:
             raise InputError(
                 f"found batch={batch!r}, expected one of {listing(fitted.batches)}, "
                 "choose one that the model was fitted with"
             )
-        as_batch = fitted.batches.index(batch)
+        as_batch = fitted.batches.index(str(batch))
     cells = cells_to_device(data, slice(None))
     positions, n_slots = batches.in_order(cells, batch_size)
     column = pd.Index(fitted.genes).get_indexer(adata.var_names)

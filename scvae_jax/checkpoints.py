@@ -75,6 +75,15 @@ class Fitted:
     alternatives: tuple["Fitted", ...] = ()
     own_likelihood: bool = False
 
+    def __repr__(self) -> str:
+        parts = zip(*np.unique(self.split, return_counts=True), strict=True)
+        cells = ", ".join(f"{n} {part}" for part, n in parts)
+        bound = self.summary.get("validation_bound", np.nan)
+        return (
+            f"Fitted({self.config.model}, {self.likelihood.name}, {len(self.genes)} "
+            f"genes; cells: {cells}; validation bound {bound:.2f} nats a cell)"
+        )
+
     @property
     def likelihood(self) -> Likelihood:
         """The likelihood of the counts."""

@@ -37,6 +37,9 @@ MissingGenes = Annotated[
     str,
     typer.Option(help="For genes of the model that DATA lacks: error or zeros."),
 ]
+LayerAgain = Annotated[
+    str | None, typer.Option(help="Layer with the counts, X for X; default: as fitted.")
+]
 MODEL, TRAIN = ModelConfig(), TrainConfig()
 SIZES = ",".join(map(str, MODEL.hidden_sizes))
 # options of `train` and of other commands alike
@@ -234,6 +237,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(help="Importance samples.")] = 100,
     score_key: ScoreKey = None,
     missing_genes: MissingGenes = "error",
+    layer: LayerAgain = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -248,8 +252,12 @@ def evaluate(
         n_samples=samples,
         score_key=score_key,
         missing_genes=missing_genes,
+        layer=layer,
         seed=seed,
     )
+    if not (as_json or fitted.model.n_clusters):
+        # a reader would take its 0 for something amiss
+        del figures["kl_y"], figures["clusters_used"]
     _print(figures, as_json)
 
 
@@ -265,6 +273,7 @@ def apply(
         str | None, typer.Option(help="Denoise as if every cell were of this batch.")
     ] = None,
     missing_genes: MissingGenes = "error",
+    layer: LayerAgain = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -279,11 +288,10 @@ def apply(
     _check_free_file(out, overwrite)
     fitted = checkpoints.load(run)
     adata = counts.read_h5ad(data)
-    analysis.apply(adata, fitted, missing_genes=missing_genes, seed=seed)
+    given = {"missing_genes": missing_genes, "layer": layer, "seed": seed}
+    analysis.apply(adata, fitted, **given)
     if denoised:
-        analysis.denoise(
-            adata, fitted, batch=batch, missing_genes=missing_genes, seed=seed
-        )
+        analysis.denoise(adata, fitted, batch=batch, **given)
     _write_h5ad(adata, out)
     figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
     _print(figures | {"out": str(out)}, as_json)

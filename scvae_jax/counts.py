@@ -272,7 +272,7 @@ def _gene_columns(
 
 def _matrix(adata: anndata.AnnData, layer: str | None) -> scipy.sparse.csr_matrix:
     """X or a layer as a new CSR matrix of floats."""
-    if layer is None:
+    if layer is None or (layer == "X" and layer not in layer_names(adata)):
         x = adata.X
         if x is None:
             raise InputError(
@@ -284,7 +284,7 @@ def _matrix(adata: anndata.AnnData, layer: str | None) -> scipy.sparse.csr_matri
     else:
         raise InputError(
             f"found no layer {layer!r}, expected one of: "
-            f"{listing(layer_names(adata), 30)}, give one of these, or no layer for X"
+            f"{listing(layer_names(adata), 30)}, give one of these, or 'X' for X itself"
         )
     if hasattr(x, "to_memory"):
         x = x.to_memory()

@@ -159,29 +159,32 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
 
     Args:
         adata: the cells.
-        fitted: the model; its split column decides, where it was fitted with one and
-            `adata` has it, and otherwise the names of the cells it was fitted with.
+        fitted: the model, which knows the cells that it was fitted with by name.
 
     Returns:
-        [n] train, validation, test, or new for cells that it has not seen.
+        [n] train, validation, test, or new for cells that it has not seen; of those
+        what the split column says, where it was fitted with one and `adata` has it.
 
     Raises:
         InputError: if names of cells repeat, and so cannot tell.
     """
-    key = fitted.data_config.split_key
-    if key is not None and key in adata.obs:
-        return np.array(adata.obs[key].astype(str), dtype=str)
     names = np.asarray(adata.obs_names, dtype=str)
     if np.array_equal(names, fitted.cells):
         return fitted.split
+    key = fitted.data_config.split_key
+    has_column = key is not None and key in adata.obs
+    said = adata.obs[key].astype(str) if has_column else ["new"] * len(names)
     known = dict(zip(fitted.cells.tolist(), fitted.split.tolist(), strict=True))
     if len(known) < len(fitted.cells) or len(set(names.tolist())) < len(names):
+        if has_column:
+            return np.array(said, dtype=str)
         raise InputError(
             "found names of cells that repeat, expected unique ones to tell training "
             "cells from new ones, call adata.obs_names_make_unique()"
         )
-    split = np.array([known.get(name, "new") for name in names.tolist()], dtype=str)
-    n_known = int((split != "new").sum())
+    found = [known.get(name, part) for name, part in zip(names, said, strict=True)]
+    split = np.array(found, dtype=str)
+    n_known = sum(name in known for name in names.tolist())
     if n_known and np.array_equal(names, np.arange(len(names)).astype(str)):
         warnings.warn(
             f"cells are named 0, 1, 2 and so on, and by that alone {n_known} of them "
@@ -193,7 +196,10 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
 
 
 def prepare_as(
-    adata: anndata.AnnData, fitted: Fitted, missing_genes: str = "error"
+    adata: anndata.AnnData,
+    fitted: Fitted,
+    missing_genes: str = "error",
+    layer: str | None = None,
 ) -> CountData:
     """Take from `adata` what a fitted model needs, as it was taken for fitting.
 
@@ -201,6 +207,7 @@ def prepare_as(
         adata: the cells.
         fitted: the model.
         missing_genes: for genes that `adata` lacks, "error" or "zeros".
+        layer: layer with the counts, "X" for X; None: where they were for fitting.
 
     Returns:
         The cells, genes in the model's order.
@@ -217,6 +224,8 @@ def prepare_as(
     config = fitted.data_config
     if config.split_key not in adata.obs:
         config = dataclasses.replace(config, split_key=None)
+    if layer is not None:
+        config = dataclasses.replace(config, layer=layer)
     return prepare(
         adata,
         config,
@@ -249,6 +258,7 @@ def evaluate(
     score_key: str | None = None,
     batch_size: int = 128,
     missing_genes: str = "error",
+    layer: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Bounds on log p(x) of held-out cells, exact means over cells.
@@ -263,6 +273,7 @@ def evaluate(
             scores.
         batch_size: cells at a time.
         missing_genes: for genes that `adata` lacks, "error" or "zeros".
+        layer: layer with the counts, "X" for X; None: where they were for fitting.
         seed: of the samples and of k-means.
 
     Returns:
@@ -281,7 +292,7 @@ def evaluate(
     check_count("n_samples", n_samples, 1)
     check_count("seed", seed, 0, 2**32 - 1)
     check_count("batch_size", batch_size, 1, 2**31 - 1)
-    data = prepare_as(adata, fitted, missing_genes)
+    data = prepare_as(adata, fitted, missing_genes, layer)
     labels = None if score_key is None else obs_column(adata, score_key, "scores")
     chosen, where = part_of(split_of(adata, fitted), split)
     figures = cell_bounds(

@@ -90,6 +90,7 @@ def fit(
         InputError: for data or settings that cannot be used.
         FloatingPointError: if gradients stay non-finite.
     """
+    _expect_kinds(config, train_config, likelihood)
     train_config = train_config or TrainConfig()
     return fit_many(
         adata,
@@ -159,6 +160,7 @@ def fit_many(
         InputError: for data or settings that cannot be used.
         FloatingPointError: if gradients stay non-finite in every fit.
     """
+    _expect_kinds(config, train_config, likelihood)
     config = config or ModelConfig()
     config = completed(config, config.model)
     train_config = completed(train_config or TrainConfig(), config.model)
@@ -239,6 +241,19 @@ def _warn(summary: dict[str, Any], errors: Sequence[Exception]) -> None:
             InputWarning,
             stacklevel=4,
         )
+
+
+def _expect_kinds(config: Any, train_config: Any, likelihood: Any) -> None:
+    for name, value, kind in (
+        ("config", config, ModelConfig),
+        ("train_config", train_config, TrainConfig),
+        ("likelihood", likelihood, Likelihood),
+    ):
+        if not (value is None or isinstance(value, kind)):
+            raise InputError(
+                f"found {name}={value!r}, expected a {kind.__name__}, make one; named "
+                "likelihoods are named in ModelConfig(likelihood=...)"
+            )
 
 
 def _values(

@@ -189,6 +189,19 @@ def test_no_place_for_compiled_programs_is_no_matter(run, data, tmp_path, monkey
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_counts_in_another_layer(command, run, data, tmp_path):
+    adata = anndata.read_h5ad(data)
+    adata.layers["counts"], adata.X = adata.X.copy(), np.log1p(adata.X)
+    adata.write_h5ad(tmp_path / "other.h5ad")
+    bounds = []
+    for given in ((data,), (tmp_path / "other.h5ad", "--layer", "counts")):
+        done = command("evaluate", run, *given, "--json")
+        bounds.append(json.loads(done.out)["elbo"])
+        done = command("apply", run, *given, "--out", f"{len(bounds)}.h5ad", "--json")
+        assert done.code == 0, done.err
+    assert bounds[0] == bounds[1]
+
+
 def test_apply_in_another_process(data, run, tmp_path):
     done = in_another_process("apply", run, data, "--out", "b/out.h5ad", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -199,6 +199,30 @@ def test_names_that_repeat_cannot_tell_the_split(fitted, small):
         evaluation.split_of(adata, fitted)
 
 
+def test_counts_in_another_place_than_for_fitting(fitted, small):
+    figures = sv.evaluate(small, fitted, n_samples=2)
+    elsewhere = small.copy()
+    elsewhere.layers["counts"], elsewhere.X = small.X, None
+    assert sv.evaluate(elsewhere, fitted, layer="counts", n_samples=2) == figures
+    data_config = dataclasses.replace(fitted.data_config, layer="counts")
+    of_layer = dataclasses.replace(fitted, data_config=data_config)
+    with pytest.raises(InputError, match="found no layer 'counts'.*or 'X' for X itsel"):
+        sv.evaluate(small, of_layer)
+    assert sv.evaluate(small, of_layer, layer="X", n_samples=2) == figures
+
+
+def test_cells_of_the_fit_stay_what_they_were(fitted, small):
+    data_config = dataclasses.replace(fitted.data_config, split_key="part")
+    split = dataclasses.replace(fitted, data_config=data_config)
+    adata = small[:80].copy()
+    adata.obs["part"] = "test"
+    np.testing.assert_array_equal(evaluation.split_of(adata, split), fitted.split[:80])
+    # the column speaks of others alone
+    adata.obs_names = [*adata.obs_names[:50], *(f"other {i}" for i in range(30))]
+    found = evaluation.split_of(adata, split)
+    assert found.tolist() == [*fitted.split[:50], *["test"] * 30]
+
+
 def test_names_by_default_are_warned_of(fitted, small):
     adata = small[:60].copy()
     adata.obs_names = np.arange(60).astype(str)

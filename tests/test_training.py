@@ -56,6 +56,29 @@ def setting():
     return model, optimizer, batches.dense_batch(x), state
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"config": sv.TrainConfig()}, "expected a ModelConfig"),
+        ({"config": {"n_latent": 2}}, "found config=.*expected a ModelConfig"),
+        ({"train_config": SMALL}, "expected a TrainConfig"),
+        (
+            {"likelihood": "poisson"},
+            "found likelihood='poisson', expected a Likelihood",
+        ),
+    ],
+)
+def test_arguments_of_another_kind(small, arguments, expected):
+    with pytest.raises(InputError, match=expected):
+        sv.fit(small, **arguments)
+
+
+def test_a_fit_says_what_it_is(small):
+    found = repr(fit(small, epochs=1))
+    assert found.startswith("Fitted(vae, negative_binomial, 40 genes; cells: 108 train")
+    assert len(found) < 150
+
+
 @pytest.mark.parametrize("model", ["vae", "gmvae"])
 def test_a_fit_where_jax_has_64_bits(small, model):
     config = dataclasses.replace(SMALL, model=model, n_clusters=1)
