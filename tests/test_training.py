@@ -17,8 +17,10 @@ from scvae_jax import (
     objectives,
     phases,
     steps,
+    training,
 )
 from scvae_jax.config import InputError, TrainConfig
+from scvae_jax.counts import prepare
 
 SMALL = sv.ModelConfig(n_latent=3, hidden_sizes=(16,))
 
@@ -219,6 +221,29 @@ def test_the_step_is_exported_for_every_platform(setting, n_samples):
     )
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     assert "stablehlo" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("kind", ["vae", "gmvae"])
+def test_a_pass_over_sparse_cells_is_exported_for_a_gpu(small, kind, monkeypatch):
+    # what is traced differs by the platform, so it is traced as there
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    data = prepare(small, sv.DataConfig())
+    cells = training.cells_to_device(data, slice(None))
+    config = dataclasses.replace(SMALL, model=kind, n_clusters=2)
+    likelihood = models.named_likelihood(config)
+    model = models.from_config(config, likelihood, n_genes=40)
+    optimizer = steps.default_optimizer(10)
+    step = steps.make_train_step(model, objectives.elbo(), optimizer)
+    setup = epochs.Setup(model, objectives.elbo(), step, jnp.float32(1.0), "best")
+    positions, n_slots = batches.in_order(cells, 32)
+    state = steps.init_train_state(model, optimizer, jax.random.key(0))
+    run = jax.jit(epochs.make_pass(lambda _: setup, 40, n_slots))
+    arguments = (state, (positions, {}), cells)
+    exported = jax.export.export(run, platforms=("cuda",))(*arguments)
+    assert exported.platforms == ("cuda",)
+    # a branch is for CPUs
+    assert "stablehlo.case" not in exported.mlir_module()
+    assert np.isfinite(run(*arguments)[1]["loss"])
 
 
 def test_early_stopping_stops_and_returns_the_best(small):
