@@ -35,6 +35,8 @@ CELLS = {
 
 # of clusters_against_peers.json
 TOOLS = ("own", "scvi", "components")
+# of number_of_clusters.json
+RULES = ("recommended", "best_of_stable", "most_stable", "within_an_error")
 THINNED = ("half", "quarter")
 
 Rows = list[list[str]]
@@ -139,8 +141,9 @@ def number_of_clusters(result: dict) -> Rows:
             str(row["types"]),
             *(
                 f"{row[rule]}: {row['ari'][str(row[rule])]['mean']:.3f}"
-                for rule in ("best_of_stable", "most_stable", "within_an_error")
+                for rule in RULES
             ),
+            f"{row['leiden_best']:.3f}",
         ]
         for row in result["rows"]
     ]
@@ -247,7 +250,7 @@ TABLES: dict[str, tuple[Callable[[dict], Rows], str]] = {
         "experiments/clusters_against_peers.json",
     ),
     "| cells | cluster, a half |": (depth, "experiments/clusters_against_peers.json"),
-    "| cells | types | best of the stable |": (
+    "| cells | types | recommended |": (
         number_of_clusters,
         "experiments/number_of_clusters.json",
     ),

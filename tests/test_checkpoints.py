@@ -512,7 +512,8 @@ def own(fitted):
     mine = likelihoods.poisson()._replace(name="mine")
     model = models.from_config(fitted.config, mine, n_genes=40, n_batches=2)
     params = model.init(jax.random.key(7))
-    return mine, dataclasses.replace(fitted, model=model, params=params)
+    given = {"model": model, "params": params, "own_likelihood": True}
+    return mine, dataclasses.replace(fitted, **given)
 
 
 def test_own_likelihood_gives_the_same_numbers(own, small, tmp_path):
