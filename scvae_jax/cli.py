@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import json
 import os
+import pkgutil
 import sys
 import warnings
 from pathlib import Path
@@ -139,7 +140,10 @@ def _choose_by_rule() -> None:
     To time them, as it does by default, takes longer than all that a run gains by it.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "--xla_gpu_deterministic_ops" not in flags:
+    # a flag that some version of XLA may not know ends the process: no GPU, no flag
+    plugins = ("jax_cuda", "jax_rocm")
+    on_gpu = any(module.name.startswith(plugins) for module in pkgutil.iter_modules())
+    if on_gpu and "--xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".lstrip()
 
 

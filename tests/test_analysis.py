@@ -345,11 +345,12 @@ def test_the_split_of_all_new_cells(small, fitted, quick):
     assert adata.obs["scvae_split"].cat.categories.tolist() == ["new"]
 
 
-def test_the_split_column_decides_where_there_is_one(small, fitted, quick):
+def test_the_split_column_decides_for_cells_of_other_names(small, fitted, quick):
     data_config = dataclasses.replace(fitted.data_config, split_key="part")
     with_key = dataclasses.replace(fitted, data_config=data_config)
     adata = small.copy()
     adata.obs["part"] = ["test", "train", "validation"] * 40
+    adata.obs_names = [f"other {i}" for i in range(adata.n_obs)]
     sv.apply(adata, with_key)
     assert adata.obs["scvae_split"].tolist() == adata.obs["part"].tolist()
     # without the column the names do

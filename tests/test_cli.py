@@ -8,6 +8,7 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import anndata
@@ -165,17 +166,21 @@ def test_compiled_programs_are_kept_for_the_next_run(data, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("given", "then"),
+    ("given", "plugin", "then"),
     [
-        (None, "--xla_gpu_deterministic_ops=true"),
-        ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
-        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+        ("", "jax_cuda13_plugin", "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", "jax_cuda13", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "jax_cuda13", None),
+        ("--xla_a=1", "jax", None),
     ],
 )
-def test_kernels_are_chosen_by_rule_unless_told(command, monkeypatch, given, then):
-    monkeypatch.setenv("XLA_FLAGS", given or "")
-    if given is None:
-        monkeypatch.delenv("XLA_FLAGS")
+def test_kernels_are_chosen_by_rule_unless_told(
+    command, monkeypatch, given, plugin, then
+):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    modules = [SimpleNamespace(name="numpy"), SimpleNamespace(name=plugin)]
+    monkeypatch.setattr(cli.pkgutil, "iter_modules", lambda: modules)
+    then = given if then is None else then
     assert command("--help").code == 0
     assert os.environ["XLA_FLAGS"] == then
 
