@@ -353,8 +353,11 @@ def test_the_split_column_decides_for_cells_of_other_names(small, fitted, quick)
     adata.obs_names = [f"other {i}" for i in range(adata.n_obs)]
     sv.apply(adata, with_key)
     assert adata.obs["scvae_split"].tolist() == adata.obs["part"].tolist()
-    # without the column the names do
     del adata.obs["part"]
+    sv.apply(adata, with_key)
+    assert set(adata.obs["scvae_split"]) == {"new"}
+    # of cells of the fit the names do
+    adata.obs_names = small.obs_names
     sv.apply(adata, with_key)
     assert adata.obs["scvae_split"].astype(str).tolist() == fitted.split.tolist()
     adata.obs["part"] = ["test", "train", None] * 40
