@@ -361,7 +361,8 @@ def sweep_clusters(
         stability (mean adjusted Rand index between pairs of seeds over all cells),
         clusters_used (mean), and whether it is the recommended one: of those at least
         as stable as the next smaller and the next larger number, the one with the best
-        bound (experiments/number_of_clusters.py). `plots.cluster_sweep` draws it.
+        bound, or if there are none the most stable (experiments/number_of_clusters.py).
+        `plots.cluster_sweep` draws it.
 
     Raises:
         InputError: for data or settings that cannot be used.
@@ -404,8 +405,8 @@ def _recommended(table: pd.DataFrame) -> np.ndarray:
     below, above = stability.shift(1), stability.shift(-1)
     peak = (stability >= below) & (stability >= above)
     if not peak.any():
-        # at either end, with a neighbour on one side
-        peak = ~((stability < below) | (stability < above)) & stability.notna()
+        # the smallest and the largest have one neighbour, and are no peaks
+        peak = stability == stability.max()
     bound = judged["validation_bound"].where(peak)
     return table.index == (bound.idxmax() if peak.any() else None)
 

@@ -485,8 +485,9 @@ def test_denoise_as_of_another_batch(small):
         # of two peaks the one with the better bound, in whatever order they were tried
         ((2, 3, 4, 5, 6, 8), (0.3, 0.9, 0.6, 0.8, 0.7, 0.7), (1, 2, 3, 4, 5, 6), 5),
         ((8, 6, 5, 4, 3, 2), (0.7, 0.7, 0.8, 0.6, 0.9, 0.3), (6, 5, 4, 3, 2, 1), 5),
-        # an end is no peak, unless there is no other
+        # an end is no peak; without one, the most stable
         ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.95), (1, 2, 3, 4), 5),
+        ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.8), (1, 2, 3, 4), 2),
         ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.4), (1, 2, 3, 4), 4),
         # one cluster is beside the point, and so is one seed
         ((1, 2, 3, 4), (1.0, 0.9, 0.9, 0.5), (1, 2, 3, 4), 3),
