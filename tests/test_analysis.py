@@ -112,6 +112,7 @@ def test_genes_of_a_cluster_are_expressed_more_in_it():
     assert found["1"].tolist() == ["b", "c", ""]
 
 
+@pytest.mark.slow
 def test_prototypes_of_many_genes_survive_a_file(tmp_path):
     x = np.random.default_rng(0).poisson(1.0, (40, 5000)).astype(np.float32)
     adata = anndata.AnnData(scipy.sparse.csr_matrix(x))
