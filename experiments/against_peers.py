@@ -29,7 +29,7 @@ import readme_tables
 from sklearn.metrics import adjusted_rand_score
 
 import scvae_jax as sv
-from scvae_jax import evaluation, training
+from scvae_jax import evaluation, scores, training
 from scvae_jax.checkpoints import versions
 from scvae_jax.ranking import nested_interval
 
@@ -124,7 +124,7 @@ def figures(row: dict, labels: np.ndarray | None, seed: int) -> dict:
     }
     if labels is not None:
         k = len(np.unique(labels))
-        codes = evaluation.kmeans(row["latent"], k, seed)
+        codes = scores.kmeans(row["latent"], k, seed)
         found["kmeans_ari"] = float(adjusted_rand_score(labels, codes))
     return found
 

@@ -27,7 +27,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 
 import scvae_jax as sv
-from scvae_jax import evaluation, models, phases, steps, training
+from scvae_jax import evaluation, models, phases, scores, steps, training
 from scvae_jax.checkpoints import versions
 from scvae_jax.config import completed
 
@@ -154,7 +154,7 @@ def principal_components(adata: anndata.AnnData, labels: np.ndarray, k: int, see
     scanpy.pp.normalize_total(cells)
     scanpy.pp.log1p(cells)
     scanpy.pp.pca(cells, n_comps=30)
-    codes = [evaluation.kmeans(cells.obsm["X_pca"], k, seed) for seed in seeds]
+    codes = [scores.kmeans(cells.obsm["X_pca"], k, seed) for seed in seeds]
     return spread([agreement(c, labels) for c in codes])
 
 
@@ -223,7 +223,7 @@ def plain(adata, labels, k, options, train, seeds) -> dict:
     for fit in fits_of(fitted):
         seed = fit.train_config.seed
         latent = evaluation.cell_bounds(fit.model, fit.params, cells, n_samples=1)
-        codes = evaluation.kmeans(latent.latent, k, seed)
+        codes = scores.kmeans(latent.latent, k, seed)
         figures = sv.evaluate(adata, fit, n_samples=100)
         rows.append(
             agreement(codes, labels)

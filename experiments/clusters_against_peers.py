@@ -176,7 +176,7 @@ def of_leiden(points: np.ndarray, labels: np.ndarray, k: int, seed: int) -> dict
 
 def with_codes(fit: dict, k: int, seed: int) -> dict:
     """With clusters of k-means: of thinned cells those of the nearest centre."""
-    # as evaluation.kmeans, which keeps no centres
+    # as scores.kmeans, which keeps no centres
     found = KMeans(k, n_init=10, random_state=seed).fit(fit["latent"])
     codes = {f"{name}_codes": found.predict(fit[name]) for name in ("latent", *THINNED)}
     return fit | codes

@@ -1,9 +1,6 @@
 """Results into AnnData, for scanpy to take it from there."""
 
-import dataclasses
-import itertools
 import json
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,27 +15,19 @@ import scipy.special
 from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted, versions
+from scvae_jax.checks import InputError, check_count, listing
 from scvae_jax.clusters import agreement
-from scvae_jax.config import (
-    InputError,
-    InputWarning,
-    ModelConfig,
-    TrainConfig,
-    check_count,
-    listing,
-    to_json,
-)
+from scvae_jax.config import to_json
 from scvae_jax.counts import CountData
 from scvae_jax.evaluation import (
     CellBounds,
     cell_bounds,
     prepare_as,
-    rand_index,
     split_of,
 )
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
-from scvae_jax.training import cells_to_device, fit_many
+from scvae_jax.training import cells_to_device
 
 Array = jax.Array
 
@@ -106,13 +95,6 @@ def apply(
     check_count("batch_size", batch_size, 1, 2**31 - 1)
     data = prepare_as(adata, fitted, missing_genes, layer)
     split = split_of(adata, fitted)
-    surplus = adata.n_vars - int(pd.Index(adata.var_names).isin(fitted.genes).sum())
-    if surplus:
-        warnings.warn(
-            f"{surplus} of {adata.n_vars} genes are not in the model and are ignored",
-            InputWarning,
-            stacklevel=2,
-        )
     cells = cells_to_device(data, slice(None))
     options = {"n_samples": N_SAMPLES, "batch_size": batch_size, "seed": seed}
     figures = cell_bounds(fitted.model, fitted.params, cells, **options)
@@ -335,80 +317,6 @@ def _denoise_batch(
     start = jnp.zeros(batch.counts[0].x.shape)
     total, _ = jax.lax.scan(one, start, jax.random.split(key, N_SAMPLES))
     return total / N_SAMPLES
-
-
-def sweep_clusters(
-    adata: anndata.AnnData,
-    config: ModelConfig,
-    train_config: TrainConfig | None = None,
-    *,
-    n_clusters: Sequence[int],
-    seeds: Sequence[int] = (0, 1, 2),
-    **data: Any,
-) -> pd.DataFrame:
-    """Fit mixtures of several numbers of clusters, to choose one.
-
-    Args:
-        adata: the cells.
-        config: a ModelConfig with model="gmvae".
-        train_config: a TrainConfig; None for the defaults.
-        n_clusters: the numbers K to try.
-        seeds: fits of each.
-        **data: where the data is, as in `fit`.
-
-    Returns:
-        A row for each K: validation_bound (mean over seeds) and its standard deviation,
-        stability (mean adjusted Rand index between pairs of seeds over all cells),
-        clusters_used (mean), and whether it is the recommended one: of those at least
-        as stable as the next smaller and the next larger number, the one with the best
-        bound, or if there are none the most stable (experiments/number_of_clusters.py).
-        `plots.cluster_sweep` draws it.
-
-    Raises:
-        InputError: for data or settings that cannot be used.
-    """
-    if getattr(config, "model", None) != "gmvae" or len(n_clusters) == 0:
-        raise InputError(
-            f"found {config!r} and n_clusters={list(n_clusters)}, expected a "
-            "ModelConfig of model='gmvae' and numbers to try, pass them"
-        )
-    rows = []
-    for k in n_clusters:
-        chosen = dataclasses.replace(config, n_clusters=k)
-        fitted = fit_many(adata, chosen, train_config, seeds=seeds, **data)
-        fits = (fitted, *fitted.alternatives)
-        cells = cells_to_device(prepare_as(adata, fitted), slice(None))
-        codes = [
-            cell_bounds(f.model, f.params, cells, n_samples=1).probabilities.argmax(1)
-            for f in fits
-        ]
-        pairs = list(itertools.starmap(rand_index, itertools.combinations(codes, 2)))
-        bounds = np.array([f.summary["validation_bound"] for f in fits])
-        rows.append(
-            {
-                "n_clusters": k,
-                "validation_bound": bounds.mean(),
-                "validation_bound_sd": bounds.std(ddof=1) if len(fits) > 1 else np.nan,
-                "stability": np.mean(pairs) if pairs else np.nan,
-                "clusters_used": np.mean([f.summary["clusters_used"] for f in fits]),
-            }
-        )
-    table = pd.DataFrame(rows)
-    return table.assign(recommended=_recommended(table))
-
-
-def _recommended(table: pd.DataFrame) -> np.ndarray:
-    """Which row of a sweep is at a peak of stability, and there has the best bound."""
-    # on one cluster any two seeds agree
-    judged = table[table["n_clusters"] > 1].sort_values("n_clusters")
-    stability = judged["stability"]
-    below, above = stability.shift(1), stability.shift(-1)
-    peak = (stability >= below) & (stability >= above)
-    if not peak.any():
-        # the smallest and the largest have one neighbour, and are no peaks
-        peak = stability == stability.max()
-    bound = judged["validation_bound"].where(peak)
-    return table.index == (bound.idxmax() if peak.any() else None)
 
 
 def _own(adata: anndata.AnnData) -> anndata.AnnData:

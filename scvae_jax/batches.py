@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 
 Array = jax.Array
 

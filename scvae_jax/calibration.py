@@ -18,7 +18,7 @@ import scipy.sparse
 from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.config import InputError, InputWarning, check_count, listing
+from scvae_jax.checks import InputError, InputWarning, check_count, listing
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences

@@ -22,15 +22,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from scvae_jax.config import (
-    DataConfig,
-    InputError,
-    ModelConfig,
-    TrainConfig,
-    from_json,
-    listing,
-    to_json,
-)
+from scvae_jax.checks import InputError, listing
+from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model, from_config, named_likelihood
 
@@ -54,7 +47,8 @@ class Fitted:
         cells: [n] names of the cells that were fitted or held out.
         split: [n] train, validation or test.
         history: for each epoch a dict of figures, bounds in nats per cell.
-        summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like.
+        summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like;
+            own_optimizer and own_kl_weight are true where they were passed as values.
         versions: of Python's packages and of the device at the time.
         alternatives: other fits of the same cells, best first.
         own_likelihood: whether the likelihood was passed to the fit as a value.

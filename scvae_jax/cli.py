@@ -13,15 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scvae_jax.config import (
-    PRECISIONS,
-    InputError,
-    InputWarning,
-    ModelConfig,
-    TrainConfig,
-    check_count,
-    parse_options,
-)
+from scvae_jax.checks import InputError, InputWarning, check_count
+from scvae_jax.config import PRECISIONS, ModelConfig, TrainConfig, parse_options
 
 app = typer.Typer(
     help="Deep generative models of raw single-cell counts.",
@@ -403,7 +396,15 @@ def demo(
     config = dataclasses.replace(MODEL, model="gmvae")
     train_config = TrainConfig(epochs=epochs, seed=seed)
     run, file, picture = out / "run", out / "annotated.h5ad", out / "latent.png"
-    from scvae_jax import analysis, checkpoints, datasets, evaluation, plots, training
+    from scvae_jax import (
+        analysis,
+        checkpoints,
+        datasets,
+        evaluation,
+        plots,
+        scores,
+        training,
+    )
 
     checkpoints.check_free(run, overwrite)
     for path in (file, picture):
@@ -416,14 +417,14 @@ def demo(
     # held-out cells alone are too few to score clusters by: all cells, as it says
     labels = adata.obs["bulk_labels"].astype(str).to_numpy()
     codes = adata.obs["scvae_cluster"].astype(str).to_numpy()
-    scores = evaluation.scores(codes, labels, "bulk_labels")
+    agreed = scores.label_scores(codes, labels, "bulk_labels")
     colors = ("bulk_labels", "scvae_cluster")
     method = plots.latent_space(adata, picture, colors=colors, seed=seed)
     _write_h5ad(adata, file)
     figures |= {
-        "ari": scores["ari"],
-        "nmi": scores["nmi"],
-        "n_scored": scores["n_scored"],
+        "ari": agreed["ari"],
+        "nmi": agreed["nmi"],
+        "n_scored": agreed["n_scored"],
         "seconds": fitted.summary["total_seconds"],
         "epochs": fitted.summary["epochs"],
         "run": str(run),

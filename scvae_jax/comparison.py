@@ -14,14 +14,12 @@ import numpy as np
 import pandas as pd
 
 from scvae_jax import plots
+from scvae_jax.checks import InputError, check_count, listing
 from scvae_jax.config import (
     RECIPES,
     DataConfig,
-    InputError,
     ModelConfig,
     TrainConfig,
-    check_count,
-    listing,
     parse_options,
     to_json,
 )

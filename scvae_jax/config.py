@@ -1,134 +1,19 @@
 """Settings as frozen dataclasses, to JSON and back. No jax."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-
-class InputError(ValueError):
-    """Input that cannot be used. The message reads "found X, expected Y, do Z"."""
-
-
-class InputWarning(UserWarning):
-    """Input that can be used, but that its owner should know about."""
-
-
-def listing(names: Any, at_most: int = 8) -> str:
-    """Names for a message: the first few, and how many more there are."""
-    names = [str(name) for name in names]
-    shown = ", ".join(names[:at_most]) or "none"
-    more = len(names) - at_most
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def plain(value: Any) -> Any:
-    """Numbers and arrays of numpy as Python has them, and lists as tuples."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _plain_fields(config: Any) -> None:
-    """The same for the fields of a frozen dataclass."""
-    for field in dataclasses.fields(config):
-        object.__setattr__(config, field.name, plain(getattr(config, field.name)))
-
-
-def _check(condition: bool, found: str, expected: str, do: str) -> None:
-    if not condition:
-        raise InputError(f"found {found}, expected {expected}, {do}")
-
-
-def check_count(name: str, value: Any, at_least: int, at_most: int = 2**20) -> None:
-    """Refuse what is not a whole number within bounds.
-
-    Args:
-        name: of the setting, for the message.
-        value: what was given.
-        at_least: the least that is allowed.
-        at_most: the most.
-
-    Raises:
-        InputError: if it is anything else.
-    """
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    _check(
-        whole and at_least <= value <= at_most,
-        f"{name}={value!r}",
-        f"a whole number, at least {at_least}"
-        + (f" and at most {at_most}" if whole and value > at_most else ""),
-        f"change {name}",
-    )
-
-
-def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, (int, float)) and math.isfinite(value)
-    _check(
-        number and low <= value < high,
-        f"{name}={value!r}",
-        f"a number of at least {low} and below {high}",
-        f"change {name}",
-    )
-
-
-def check_clusters(
-    n_clusters: Any, posterior: Any, mixture_weights: Any, component_covariance: Any
-) -> None:
-    """Refuse what no mixture can be made of.
-
-    Args:
-        n_clusters: K, a whole number of at least 1.
-        posterior: "shared" or "conditional".
-        mixture_weights: "uniform", "learned" or K probabilities that sum to 1.
-        component_covariance: "shared", "diagonal" or "full".
-
-    Raises:
-        InputError: for anything else.
-    """
-    check_count("n_clusters", n_clusters, 1, 2**16)
-    for name, value, known in (
-        ("posterior", posterior, ("shared", "conditional")),
-        ("component_covariance", component_covariance, ("shared", "diagonal", "full")),
-    ):
-        _check(
-            value in known,
-            f"{name}={value!r}",
-            " or ".join(known),
-            "choose one of these",
-        )
-    if isinstance(mixture_weights, str):
-        _check(
-            mixture_weights in ("uniform", "learned"),
-            f"mixture_weights={mixture_weights!r}",
-            "uniform, learned or a list of probabilities",
-            "choose one of these",
-        )
-        return
-    _check(
-        isinstance(mixture_weights, Sequence)
-        and all(isinstance(weight, (int, float)) for weight in mixture_weights),
-        f"mixture_weights={mixture_weights!r}",
-        "uniform, learned or a list of probabilities",
-        "choose one of these",
-    )
-    weights = list(mixture_weights)
-    _check(
-        len(weights) == n_clusters,
-        f"{len(weights)} mixture_weights for {n_clusters} clusters",
-        "one for each cluster",
-        "give as many",
-    )
-    _check(
-        min(weights) > 0 and abs(sum(weights) - 1) < 1e-5,
-        f"mixture_weights that sum to {sum(weights):.6g}, the least {min(weights):.3g}",
-        "positive ones that sum to 1",
-        "divide them by their sum",
-    )
-
+from scvae_jax.checks import (
+    InputError,
+    check_clusters,
+    check_count,
+    check_range,
+    expect,
+    listing,
+    plain,
+)
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # what None stands for: the best on validation cells (experiments/recipe.py), of a
@@ -149,6 +34,12 @@ RECIPES = {
     },
     "free mean": {"thinning": 0.0, "dropout_input": 0.0},
 }
+
+
+def _plain_fields(config: Any) -> None:
+    """Numbers of numpy in the fields of a dataclass as Python has them."""
+    for field in dataclasses.fields(config):
+        object.__setattr__(config, field.name, plain(getattr(config, field.name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,25 +95,25 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _plain_fields(self)
-        _check(
+        expect(
             isinstance(self.hidden_sizes, tuple),
             f"hidden_sizes={self.hidden_sizes!r}",
             "a tuple of whole numbers",
             "change hidden_sizes",
         )
-        _check(
+        expect(
             isinstance(self.likelihood_options, dict),
             f"likelihood_options={self.likelihood_options!r}",
             "a dict of options",
             "change likelihood_options",
         )
-        _check(
+        expect(
             self.model in ("vae", "gmvae"),
             f"model={self.model!r}",
             "vae or gmvae",
             "choose one of these",
         )
-        _check(
+        expect(
             self.precision in PRECISIONS,
             f"precision={self.precision!r}",
             f"one of {', '.join(PRECISIONS)}",
@@ -237,10 +128,10 @@ class ModelConfig:
         check_count("n_latent", self.n_latent, 1, 2**16)
         for size in self.hidden_sizes:
             check_count("hidden_sizes", size, 1, 2**16)
-        _check_range("dropout_decoder", self.dropout_decoder, 0.0, 1.0)
+        check_range("dropout_decoder", self.dropout_decoder, 0.0, 1.0)
         for name in ("thinning", "dropout_input", "dropout_hidden"):
             if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), 0.0, 1.0)
+                check_range(name, getattr(self, name), 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,18 +193,18 @@ class TrainConfig:
         check_count("n_samples", self.n_samples, 1)
         check_count("patience", self.patience, 1)
         check_count("seed", self.seed, 0, 2**32 - 1)
-        _check_range("learning_rate", self.learning_rate, 0.0, 10.0)
-        _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        _check_range("kl_weight", self.kl_weight, 0.0, 1e3)
-        _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
-        _check_range("free_nats", self.free_nats, 0.0, 1e6)
-        _check_range("free_nats_y", self.free_nats_y, 0.0, 1e6)
+        check_range("learning_rate", self.learning_rate, 0.0, 10.0)
+        check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        check_range("kl_weight", self.kl_weight, 0.0, 1e3)
+        check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
+        check_range("free_nats", self.free_nats, 0.0, 1e6)
+        check_range("free_nats_y", self.free_nats_y, 0.0, 1e6)
         for name, high in (("free_rate", 1e3), ("start", 1.0)):
             if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), 0.0, high)
-        _check_range("validation_fraction", self.validation_fraction, 0.0, 1.0)
-        _check_range("test_fraction", self.test_fraction, 0.0, 1.0)
-        _check(
+                check_range(name, getattr(self, name), 0.0, high)
+        check_range("validation_fraction", self.validation_fraction, 0.0, 1.0)
+        check_range("test_fraction", self.test_fraction, 0.0, 1.0)
+        expect(
             self.validation_fraction > 0
             and self.validation_fraction + self.test_fraction < 1,
             f"validation_fraction={self.validation_fraction} and "
@@ -321,7 +212,7 @@ class TrainConfig:
             "a validation part, and training cells left",
             "change the fractions",
         )
-        _check(
+        expect(
             self.n_samples == 1 or max(self.free_nats, self.free_nats_y) == 0,
             f"free_nats={self.free_nats} and free_nats_y={self.free_nats_y} with "
             f"n_samples={self.n_samples}",
@@ -380,13 +271,13 @@ class DataConfig:
             "split_key",
         ):
             value = getattr(self, name)
-            _check(
+            expect(
                 value is None or isinstance(value, str),
                 f"{name}={value!r}",
                 "one name",
                 f"change {name}",
             )
-        _check(
+        expect(
             self.fractional in ("error", "round", "allow"),
             f"fractional={self.fractional!r}",
             "error, round or allow",
@@ -439,7 +330,7 @@ def from_json(kind: type, values: dict[str, Any]) -> Any:
     fields = [field.name for field in dataclasses.fields(kind)]
     given = list(map(str, values)) if isinstance(values, dict) else []
     odd = [name for name in given if name not in fields]
-    _check(
+    expect(
         isinstance(values, dict) and set(given) == set(fields),
         f"settings {listing(odd + sorted(set(given) - set(odd)), 20)}",
         f"those of {kind.__name__}: {listing(sorted(fields), 20)}",

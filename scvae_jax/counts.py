@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from scvae_jax.config import DataConfig, InputError, InputWarning, listing
+from scvae_jax.checks import InputError, InputWarning, listing
+from scvae_jax.config import DataConfig
 
 SPLITS = ("train", "validation", "test")
 

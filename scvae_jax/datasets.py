@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.special import softmax
 
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 
 # 2**24: beyond it float32 no longer tells neighbouring integers apart.
 _LARGEST_EXACT_COUNT = 16_777_216

@@ -1,4 +1,4 @@
-"""Held-out bounds of a fitted model, and scores of clusters against labels."""
+"""Held-out bounds of a fitted model, and which cells were held out."""
 
 import dataclasses
 import warnings
@@ -9,17 +9,13 @@ import anndata
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.config import (
-    InputError,
-    InputWarning,
-    ModelConfig,
-    check_count,
-    listing,
-)
+from scvae_jax.checks import InputError, InputWarning, check_count
+from scvae_jax.config import ModelConfig
 from scvae_jax.counts import (
     SPLITS,
     CountData,
@@ -34,14 +30,10 @@ from scvae_jax.objectives import (
     elbo_parts,
     importance_weighted_bound,
 )
+from scvae_jax.scores import kmeans_scores, label_scores
 from scvae_jax.training import cells_to_device
 
 Array = jax.Array
-
-NO_SCIKIT_LEARN = (
-    "found no scikit-learn, expected it for k-means and scores, "
-    "pip install 'scvae_jax[analysis]'"
-)
 
 
 class CellBounds(NamedTuple):
@@ -226,6 +218,14 @@ def prepare_as(
         config = dataclasses.replace(config, split_key=None)
     if layer is not None:
         config = dataclasses.replace(config, layer=layer)
+    surplus = adata.n_vars - int(pd.Index(adata.var_names).isin(fitted.genes).sum())
+    # a mask was asked for, and says itself that genes are left out
+    if surplus and config.genes is None:
+        warnings.warn(
+            f"{surplus} of {adata.n_vars} genes are not in the model and are ignored",
+            InputWarning,
+            stacklevel=3,
+        )
     return prepare(
         adata,
         config,
@@ -245,7 +245,7 @@ def conditions_on_total(config: ModelConfig) -> bool:
     Returns:
         Whether it is; binary and real data have no total.
     """
-    counted = named_likelihood(config).support in ("counts", "integers")
+    counted = named_likelihood(config).is_of_counts
     return counted and config.likelihood_options.get("mean", "library") == "library"
 
 
@@ -334,7 +334,7 @@ def evaluate(
         known = labels.notna().to_numpy()
         names = labels[known].astype(str).to_numpy()
         if n_clusters:
-            result |= scores(codes[known], names, score_key) | {"oracle_k": False}
+            result |= label_scores(codes[known], names, score_key) | {"oracle_k": False}
         else:
             result |= kmeans_scores(figures.latent[known], names, score_key, seed)
     return result
@@ -374,105 +374,3 @@ def part_of(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:
             "choose another part or all"
         )
     return wanted, where
-
-
-def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
-    """k-means with 10 starts.
-
-    Args:
-        latent: [n, L].
-        n_clusters: their number.
-        seed: of the starts.
-
-    Returns:
-        [n] integer clusters, 0 the largest.
-
-    Raises:
-        ImportError: without scikit-learn.
-        InputError: for more clusters than cells.
-    """
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError:
-        raise ImportError(NO_SCIKIT_LEARN) from None
-    if n_clusters > len(latent):
-        raise InputError(
-            f"found {n_clusters} clusters for {len(latent)} cells, expected fewer "
-            "clusters than cells, ask for fewer"
-        )
-    codes = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
-    rank = np.argsort(np.argsort(-np.bincount(codes, minlength=n_clusters)))
-    return rank[codes]
-
-
-def kmeans_scores(
-    latent: np.ndarray, labels: np.ndarray, key: str, seed: int = 0
-) -> dict[str, Any]:
-    """Agreement of k-means on latents with labels, at as many clusters as labels.
-
-    Args:
-        latent: [n, L].
-        labels: [n] strings.
-        key: their name, for messages.
-        seed: of k-means.
-
-    Returns:
-        ari, nmi, n_labels, n_scored, oracle_k.
-
-    Raises:
-        InputError: with fewer than two labels, for which nothing is defined.
-    """
-    n_labels = len(_expect_labels(labels, key))
-    codes = kmeans(latent, n_labels, seed)
-    return scores(codes, labels, key) | {"oracle_k": True}
-
-
-def scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, Any]:
-    """Agreement of clusters with labels.
-
-    Args:
-        codes: [n] clusters.
-        labels: [n] strings.
-        key: their name, for messages.
-
-    Returns:
-        ari (adjusted Rand index), nmi (normalised mutual information), n_labels,
-        n_scored.
-
-    Raises:
-        ImportError: without scikit-learn.
-        InputError: with fewer than two labels, for which nothing is defined.
-    """
-    kinds = _expect_labels(labels, key)
-    ari = rand_index(labels, codes)
-    from sklearn import metrics
-
-    return {
-        "ari": ari,
-        "nmi": float(metrics.normalized_mutual_info_score(labels, codes)),
-        "n_labels": len(kinds),
-        "n_scored": len(labels),
-    }
-
-
-def rand_index(one: np.ndarray, other: np.ndarray) -> float:
-    """Adjusted Rand index of two partitions [n]: 1 where equal, 0 as by chance.
-
-    Raises:
-        ImportError: without scikit-learn.
-    """
-    try:
-        from sklearn import metrics
-    except ImportError:
-        raise ImportError(NO_SCIKIT_LEARN) from None
-    return float(metrics.adjusted_rand_score(one, other))
-
-
-def _expect_labels(labels: np.ndarray, key: str) -> np.ndarray:
-    kinds = np.unique(labels)
-    if len(kinds) < 2:
-        raise InputError(
-            f"found {len(kinds)} label in {key!r} among the cells ({listing(kinds)}), "
-            "expected two or more, as agreement is undefined, choose another column"
-        )
-    return kinds

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scvae_jax.config import InputError, listing
+from scvae_jax.checks import InputError, listing
 from scvae_jax.ranking import Fit, Row
 
 SETTINGS = "comparison.json"

@@ -91,6 +91,11 @@ class Likelihood(NamedTuple):
     support: str = "counts"
     start: Callable[[Array, int], Params] | None = None
 
+    @property
+    def is_of_counts(self) -> bool:
+        """Whether x is a count, so that a cell has a total and may be thinned."""
+        return self.support in ("counts", "integers")
+
 
 # --- numerics -------------------------------------------------------------------------
 
@@ -636,7 +641,7 @@ def _sample_base(base: Likelihood, key: Array, p: Params, shape: tuple) -> Array
 
 
 def _expect_counts(combinator: str, base: Likelihood, own: str) -> None:
-    if base.support not in ("counts", "integers"):
+    if not base.is_of_counts:
         raise ValueError(
             f"found {base.name}, expected a family of counts, "
             f"give {combinator} a poisson or a negative_binomial"

@@ -8,13 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from scvae_jax.batches import Batch, Counts, lay_out, product
-from scvae_jax.config import (
-    InputError,
-    ModelConfig,
-    check_clusters,
-    completed,
-    plain,
-)
+from scvae_jax.checks import InputError, check_clusters, plain
+from scvae_jax.config import ModelConfig, completed
 from scvae_jax.latents import (
     components,
     departed,
@@ -502,7 +497,7 @@ def _encoder_entries(
     between 0 and `thinning` is hidden; what is not a count is seen whole or not at all.
     """
     x = counts.x if counts.nonzero is None else counts.nonzero[2]
-    counted = modality.likelihood.support in ("counts", "integers")
+    counted = modality.likelihood.is_of_counts
     if key is not None:
         key_share, key = jax.random.split(key)
         share = 1.0 - thinning * jax.random.uniform(key_share, (len(counts.depth), 1))

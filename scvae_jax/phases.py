@@ -18,7 +18,8 @@ import optax
 
 from scvae_jax import batches, clusters
 from scvae_jax.batches import CellData
-from scvae_jax.config import InputError, TrainConfig
+from scvae_jax.checks import InputError
+from scvae_jax.config import TrainConfig
 from scvae_jax.epochs import (
     ALIVE,
     Orders,

@@ -210,7 +210,7 @@ def hide(batch: Batch, hidden: Array, likelihood: Likelihood) -> Batch:
 
     def double(x: Array) -> Array:
         # log1p(y) = 2 log1p(x) for y = x (x + 2); other data is read as it is
-        is_counts = likelihood.support in ("counts", "integers")
+        is_counts = likelihood.is_of_counts
         return x * (x + 2.0) if is_counts else 2.0 * x
 
     x = jnp.where(hidden, 0.0, double(counts.x))

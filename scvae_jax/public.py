@@ -24,7 +24,7 @@ import pandas as pd
 import scipy.io
 import scipy.sparse
 
-from scvae_jax.config import InputError, check_count, listing
+from scvae_jax.checks import InputError, check_count, listing
 
 TENX = "https://cf.10xgenomics.com/samples/cell-exp"
 PURIFIED_URL = TENX + "/1.1.0/{name}/{name}_filtered_gene_bc_matrices.tar.gz"

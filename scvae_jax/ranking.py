@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scvae_jax.config import listing
-from scvae_jax.evaluation import rand_index
+from scvae_jax.checks import listing
+from scvae_jax.scores import rand_index
 
 # resamples behind an interval, and what it covers
 N_RESAMPLES = 2000

@@ -15,17 +15,8 @@ import scipy.sparse
 
 from scvae_jax import batches, checkpoints, phases
 from scvae_jax.batches import CellData
-from scvae_jax.config import (
-    DataConfig,
-    InputError,
-    InputWarning,
-    ModelConfig,
-    TrainConfig,
-    check_count,
-    completed,
-    listing,
-    plain,
-)
+from scvae_jax.checks import InputError, InputWarning, check_count, listing, plain
+from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, completed
 from scvae_jax.counts import CountData, prepare, random_split
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model, from_config, named_likelihood
@@ -172,6 +163,7 @@ def fit_many(
     )
     data = prepare(adata, data_config, support=likelihood.support)
     split = split_cells(data, train_config, data_config.split_key)
+    _warn_of_cells(data, split)
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
 
     def build(chosen: dict[str, Array]) -> Model:
@@ -199,6 +191,9 @@ def fit_many(
         "n_fits": len(results),
         "total_seconds": round(time.perf_counter() - started, 3),
     }
+    # the settings that they stand for say nothing then
+    own = {"own_optimizer": optimizer, "own_kl_weight": kl_weight}
+    shared |= {name: True for name, value in own.items() if value is not None}
     used = split != ""
     fits = [
         checkpoints.Fitted(
@@ -222,6 +217,27 @@ def fit_many(
     fits.sort(key=lambda fitted: -fitted.summary["validation_bound"])
     _warn(fits[0].summary, errors)
     return dataclasses.replace(fits[0], alternatives=tuple(fits[1:]))
+
+
+def _warn_of_cells(data: CountData, split: np.ndarray) -> None:
+    """Say which batches have no cell to learn from, and that names are not unique."""
+    trained = np.bincount(data.batch[split == "train"], minlength=len(data.batches))
+    empty = np.asarray(data.batches)[trained[: len(data.batches)] == 0]
+    if len(empty):
+        warnings.warn(
+            f"{len(empty)} of {len(data.batches)} batches have no training cell "
+            f"({listing(empty)}): nothing is learned of them",
+            InputWarning,
+            stacklevel=3,
+        )
+    repeated = len(data.cells) - len(set(data.cells.tolist()))
+    if repeated:
+        warnings.warn(
+            f"{repeated} names of cells repeat, so cells of the fit cannot be told "
+            "from new ones: call adata.obs_names_make_unique() before",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def _warn(summary: dict[str, Any], errors: Sequence[Exception]) -> None:

@@ -10,19 +10,19 @@ import numpy as np
 
 from scvae_jax.baselines import null_log_prob, totals_log_prob
 from scvae_jax.checkpoints import Fitted, versions
-from scvae_jax.config import DataConfig, InputWarning, ModelConfig, TrainConfig
+from scvae_jax.checks import InputWarning
+from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
 from scvae_jax.counts import CountData
 from scvae_jax.epochs import ALIVE
 from scvae_jax.evaluation import (
     CellBounds,
     cell_bounds,
     conditions_on_total,
-    kmeans,
-    scores,
 )
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import named_likelihood
 from scvae_jax.ranking import Fit, Row
+from scvae_jax.scores import kmeans, label_scores
 from scvae_jax.training import cells_to_device, fit_many
 
 # what a fit that failed has no value for, in the order of the table
@@ -262,4 +262,4 @@ def _clusters(
     if config.model != "gmvae":
         codes[known] = kmeans(bounds.latent[known], len(np.unique(names)))
     row["oracle_k"] = config.model != "gmvae"
-    return codes, row | scores(codes[known], names, score_key)
+    return codes, row | label_scores(codes[known], names, score_key)

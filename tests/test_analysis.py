@@ -12,7 +12,8 @@ import scipy.sparse
 
 import scvae_jax as sv
 from scvae_jax import analysis, evaluation, plots
-from scvae_jax.config import InputError, InputWarning, from_json
+from scvae_jax.checks import InputError, InputWarning
+from scvae_jax.config import from_json
 
 WRITTEN = {"obsm": {"X_scvae"}, "obs": {"scvae_elbo", "scvae_split"}, "uns": {"scvae"}}
 
@@ -251,6 +252,11 @@ def test_genes_in_another_order_with_others_among_them(applied, small, fitted):
     np.testing.assert_array_equal(joined.obsm["X_scvae"], applied.obsm["X_scvae"])
     np.testing.assert_array_equal(joined.obs["scvae_elbo"], applied.obs["scvae_elbo"])
     assert joined.n_vars == 47
+    with pytest.warns(InputWarning, match="^7 of 47 genes are not in the model"):
+        sv.evaluate(joined, fitted, n_samples=1)
+    # a mask that was asked for leaves genes out as it should
+    data_config = dataclasses.replace(fitted.data_config, genes="kept")
+    sv.evaluate(joined, dataclasses.replace(fitted, data_config=data_config))
 
 
 def test_missing_genes(small, fitted):

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 
 from scvae_jax import batches
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 
 cut = jax.jit(batches.cut, static_argnames=("n_genes", "n_slots"))
 

@@ -14,7 +14,8 @@ import scipy.stats
 
 import scvae_jax as sv
 from scvae_jax import batches, plots, prediction, preferences
-from scvae_jax.config import DataConfig, InputError, InputWarning
+from scvae_jax.checks import InputError, InputWarning
+from scvae_jax.config import DataConfig
 from scvae_jax.models import from_config, named_likelihood
 
 N_CELLS, N_GENES = 400, 30

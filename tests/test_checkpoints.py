@@ -16,7 +16,7 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import checkpoints, likelihoods, models
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 
 TEXTS = ("config.json", "genes.json", "cells.csv", "history.json")
 PARTS = (*TEXTS, "params")

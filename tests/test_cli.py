@@ -18,7 +18,7 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import analysis, cli, datasets, evaluation, phases, plots, training
-from scvae_jax.config import InputWarning
+from scvae_jax.checks import InputWarning
 
 TINY = ("--epochs", 2, "--latent-size", 2, "--hidden-sizes", 8, "--batch-size", 64)
 TRAIN_KEYS = {

@@ -14,7 +14,8 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import cli, comparison, evaluation, ledger, trials
-from scvae_jax.config import RECIPES, InputError
+from scvae_jax.checks import InputError
+from scvae_jax.config import RECIPES
 
 TINY = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), n_clusters=3)
 QUICK = sv.TrainConfig(epochs=2, batch_size=64)

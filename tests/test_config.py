@@ -7,15 +7,14 @@ import math
 import numpy as np
 import pytest
 
+from scvae_jax.checks import InputError, listing
 from scvae_jax.config import (
     RECIPES,
     DataConfig,
-    InputError,
     ModelConfig,
     TrainConfig,
     completed,
     from_json,
-    listing,
     to_json,
 )
 

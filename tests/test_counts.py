@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from scvae_jax.config import DataConfig, InputError, InputWarning
+from scvae_jax.checks import InputError, InputWarning
+from scvae_jax.config import DataConfig
 from scvae_jax.counts import SPLITS, obs_column, prepare, random_split, read_h5ad
 
 N_OBS, N_VARS = 12, 7

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from scvae_jax import datasets
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 
 
 def _assert_csr_counts(matrix):

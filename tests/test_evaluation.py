@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import evaluation, latents, objectives, training
-from scvae_jax.config import DataConfig, InputError, InputWarning
+from scvae_jax import evaluation, latents, objectives, scores, training
+from scvae_jax.checks import InputError, InputWarning
+from scvae_jax.config import DataConfig
 from scvae_jax.counts import prepare
 
 
@@ -169,10 +170,10 @@ def test_kmeans_finds_what_is_there_and_numbers_by_size():
         [random.normal(10.0 * i, 0.1, (n, 2)) for i, n in enumerate(sizes)]
     )
     labels = np.repeat(["a", "b", "c"], sizes)
-    codes = evaluation.kmeans(latent, 3)
+    codes = scores.kmeans(latent, 3)
     assert np.bincount(codes).tolist() == [40, 20, 10]
-    scores = evaluation.kmeans_scores(latent, labels, "labels")
-    assert scores["ari"] == 1 and scores["nmi"] == pytest.approx(1)
+    found = scores.kmeans_scores(latent, labels, "labels")
+    assert found["ari"] == 1 and found["nmi"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +235,11 @@ def test_names_by_default_are_warned_of(fitted, small):
 
 def test_one_cluster_against_several_does_not_agree():
     one, several = np.zeros(6, int), np.array([0, 0, 1, 1, 2, 2])
-    assert evaluation.rand_index(one, several) == 0
-    assert evaluation.rand_index(several, one) == 0
-    assert evaluation.rand_index(one, one) == evaluation.rand_index(several, several)
+    assert scores.rand_index(one, several) == 0
+    assert scores.rand_index(several, one) == 0
+    assert scores.rand_index(one, one) == scores.rand_index(several, several)
 
 
 def test_more_clusters_than_cells():
     with pytest.raises(InputError, match="found 5 clusters for 3 cells"):
-        evaluation.kmeans(np.zeros((3, 2)), 5)
+        scores.kmeans(np.zeros((3, 2)), 5)

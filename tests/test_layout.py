@@ -23,7 +23,9 @@ ORDER = (
     "preferences",
     "prediction",
     "analysis",
+    "sweep",
     "evaluation",
+    "scores",
     "baselines",
     "training",
     "phases",
@@ -44,6 +46,7 @@ ORDER = (
     "public",
     "datasets",
     "config",
+    "checks",
 )
 
 
@@ -91,7 +94,7 @@ def test_likelihoods_import_jax_alone():
     assert {name.split(".")[0] for name in names} <= allowed
 
 
-@pytest.mark.parametrize("module", ["config", "counts", "datasets", "public"])
+@pytest.mark.parametrize("module", ["checks", "config", "counts", "datasets", "public"])
 def test_no_jax_on_the_host_side(module):
     names = imports_of(PACKAGE / f"{module}.py")
     assert "jax" not in {name.split(".")[0] for name in names}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scvae_jax import ledger
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 from scvae_jax.ranking import Fit
 
 SETTINGS = {

@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from scvae_jax import batches, latents, likelihoods, models, objectives
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 
 KEY = jax.random.key(0)
 N_GENES, N_LATENT, N_CLUSTERS, N_CELLS = 6, 2, 3, 5

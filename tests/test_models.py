@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from scvae_jax import batches, datasets, likelihoods, models, networks, training
-from scvae_jax.config import DataConfig, InputError, ModelConfig
+from scvae_jax.checks import InputError
+from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
 
 KEY = jax.random.key(0)

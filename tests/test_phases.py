@@ -9,7 +9,6 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import (
-    analysis,
     batches,
     epochs,
     models,
@@ -18,9 +17,10 @@ from scvae_jax import (
     placing,
     plots,
     steps,
+    sweep,
     training,
 )
-from scvae_jax.config import InputError, InputWarning
+from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.counts import prepare, random_split
 
 SMALL = {"n_latent": 3, "hidden_sizes": (32,), "dropout_input": 0.1}
@@ -498,7 +498,7 @@ def test_which_number_of_clusters_is_recommended(numbers, stability, bounds, exp
     columns = ("n_clusters", "stability", "validation_bound")
     values = (numbers, stability, bounds)
     table = pd.DataFrame(dict(zip(columns, values, strict=True)))
-    found = table["n_clusters"][analysis._recommended(table)]
+    found = table["n_clusters"][sweep._recommended(table)]
     assert list(found) == ([] if expected is None else [expected])
 
 

@@ -18,7 +18,7 @@ import scipy.io
 import scipy.sparse
 
 from scvae_jax import public
-from scvae_jax.config import InputError
+from scvae_jax.checks import InputError
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

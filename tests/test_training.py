@@ -19,7 +19,8 @@ from scvae_jax import (
     steps,
     training,
 )
-from scvae_jax.config import InputError, TrainConfig
+from scvae_jax.checks import InputError, InputWarning
+from scvae_jax.config import DataConfig, TrainConfig
 from scvae_jax.counts import prepare
 
 SMALL = sv.ModelConfig(n_latent=3, hidden_sizes=(16,))
@@ -291,6 +292,22 @@ def test_any_optimizer_and_schedule(small):
     result = fit(small, optimizer=optimizer, kl_weight=schedule)
     # the weight of an epoch's last step, of four a epoch
     assert [round(h["kl_weight"], 4) for h in result.history] == [0.6, 1.0]
+    own = {name for name in result.summary if name.startswith("own_")}
+    assert own == {"own_optimizer", "own_kl_weight"}
+
+
+def test_what_a_fit_cannot_learn_from_is_warned_of(small):
+    data = prepare(small, DataConfig(batch_key="batch"))
+    split = np.full(120, "train", dtype="<U10")
+    training._warn_of_cells(data, split)
+    split[data.batch == 1] = "validation"
+    with pytest.warns(InputWarning, match="^1 of 2 batches have no training cell"):
+        training._warn_of_cells(data, split)
+    data = data._replace(batch=0 * data.batch, batches=())
+    training._warn_of_cells(data, split)
+    twice = data._replace(cells=np.array(["a", "b", "a"] * 40))
+    with pytest.warns(InputWarning, match="^118 names of cells repeat.*names_make_uni"):
+        training._warn_of_cells(twice, split)
 
 
 def test_kl_weight_rises_to_one_by_default(small):

@@ -1,0 +1,114 @@
+"""Agreement of clusters with labels, and with each other. No jax."""
+
+from typing import Any
+
+import numpy as np
+
+from scvae_jax.checks import InputError, listing
+
+NO_SCIKIT_LEARN = (
+    "found no scikit-learn, expected it for k-means and scores, "
+    "pip install 'scvae_jax[analysis]'"
+)
+
+
+def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
+    """k-means with 10 starts.
+
+    Args:
+        latent: [n, L].
+        n_clusters: their number.
+        seed: of the starts.
+
+    Returns:
+        [n] integer clusters, 0 the largest.
+
+    Raises:
+        ImportError: without scikit-learn.
+        InputError: for more clusters than cells.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise ImportError(NO_SCIKIT_LEARN) from None
+    if n_clusters > len(latent):
+        raise InputError(
+            f"found {n_clusters} clusters for {len(latent)} cells, expected fewer "
+            "clusters than cells, ask for fewer"
+        )
+    codes = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
+    rank = np.argsort(np.argsort(-np.bincount(codes, minlength=n_clusters)))
+    return rank[codes]
+
+
+def kmeans_scores(
+    latent: np.ndarray, labels: np.ndarray, key: str, seed: int = 0
+) -> dict[str, Any]:
+    """Agreement of k-means on latents with labels, at as many clusters as labels.
+
+    Args:
+        latent: [n, L].
+        labels: [n] strings.
+        key: their name, for messages.
+        seed: of k-means.
+
+    Returns:
+        ari, nmi, n_labels, n_scored, oracle_k.
+
+    Raises:
+        InputError: with fewer than two labels, for which nothing is defined.
+    """
+    n_labels = len(_expect_labels(labels, key))
+    codes = kmeans(latent, n_labels, seed)
+    return label_scores(codes, labels, key) | {"oracle_k": True}
+
+
+def label_scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, Any]:
+    """Agreement of clusters with labels.
+
+    Args:
+        codes: [n] clusters.
+        labels: [n] strings.
+        key: their name, for messages.
+
+    Returns:
+        ari (adjusted Rand index), nmi (normalised mutual information), n_labels,
+        n_scored.
+
+    Raises:
+        ImportError: without scikit-learn.
+        InputError: with fewer than two labels, for which nothing is defined.
+    """
+    kinds = _expect_labels(labels, key)
+    ari = rand_index(labels, codes)
+    from sklearn import metrics
+
+    return {
+        "ari": ari,
+        "nmi": float(metrics.normalized_mutual_info_score(labels, codes)),
+        "n_labels": len(kinds),
+        "n_scored": len(labels),
+    }
+
+
+def rand_index(one: np.ndarray, other: np.ndarray) -> float:
+    """Adjusted Rand index of two partitions [n]: 1 where equal, 0 as by chance.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
+    try:
+        from sklearn import metrics
+    except ImportError:
+        raise ImportError(NO_SCIKIT_LEARN) from None
+    return float(metrics.adjusted_rand_score(one, other))
+
+
+def _expect_labels(labels: np.ndarray, key: str) -> np.ndarray:
+    kinds = np.unique(labels)
+    if len(kinds) < 2:
+        raise InputError(
+            f"found {len(kinds)} label in {key!r} among the cells ({listing(kinds)}), "
+            "expected two or more, as agreement is undefined, choose another column"
+        )
+    return kinds
