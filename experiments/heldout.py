@@ -4,7 +4,7 @@
 
 Trains on train cells, stops by validation cells and scores test cells once, at the
 defaults but for the options that each row states. Reaches -607 (ELBO) and -603 (500
-samples) nats per cell on pbmc4k, negative binomial. 40 minutes on two cores; --only
+samples) nats per cell on pbmc4k, negative binomial. Half an hour on two cores; --only
 and --likelihoods take a part.
 """
 

@@ -2,7 +2,7 @@
 
     PYTHON experiments/peer_original.py FOLDER --clusters 8 --seed 0
 
-Started by `clusters_against_peers.py` (scvae 2.1.4, Python 3.7). FOLDER has counts
+Started by `clusters_of_original.py` (scvae 2.1.4, Python 3.7). FOLDER has counts
 `latent.npz` and others alike, of thinned cells, and `split.npy`. Trains its GMVAE as
 its paper did on blood cells, but for the size of the latent space: 500 epochs, 200 of
 them warm-up, and of these the best by the validation cells. Writes `row.npz`, with

@@ -31,7 +31,7 @@ from scvae_jax.networks import (
     matmul_of,
     thinned,
 )
-from scvae_jax.objectives import Terms
+from scvae_jax.objectives import Terms, gated
 
 Array = jax.Array
 Tree = Any
@@ -246,6 +246,7 @@ def vae(
             log_pz=prior.log_prob(z),
             log_qz=posterior.log_prob(z),
             kl_z=posterior.kl_divergence(prior),
+            log_qz_path=jax.lax.stop_gradient(posterior).log_prob(z),
         )
 
     return Model(
@@ -366,6 +367,7 @@ def gmvae(
             log_qz=q.log_prob(z)[:, None],
             kl_z=kl_z,
             log_py=jnp.broadcast_to(log_py(params), log_pz.shape),
+            log_qz_path=jax.lax.stop_gradient(q).log_prob(z)[:, None],
         )
 
     def weigh_conditional(params: Tree, z: Array, q, batch: Batch, key=None) -> Terms:
@@ -385,6 +387,7 @@ def gmvae(
             kl_z=divergence(q_z, prior),
             log_py=jnp.broadcast_to(log_py(params), log_pz.shape),
             log_qy=jax.nn.log_softmax(q.mixture_distribution.logits),
+            log_qz_path=jax.lax.stop_gradient(q_z).log_prob(z),
         )
 
     def infer(params: Tree, z: Array) -> Array:
@@ -433,12 +436,14 @@ def _terms_of(encode: Callable, weigh: Callable) -> Callable[..., Terms]:
         if not train:
             key_encoder = key_decoder = None
         posterior = encode(params, batch, key_encoder)
-        z = sample(posterior, key_z, n_samples)
+        z, tag = sample(posterior, key_z, n_samples), None
+        if train:
+            z, tag = gated(z)
 
         def of_sample(z: Array) -> Terms:
             return weigh(params, z, posterior, batch, key_decoder)
 
-        return _each(of_sample, z, batch)
+        return _each(of_sample, z, batch)._replace(tag=tag)
 
     return terms
 

@@ -9,6 +9,9 @@ References:
     [2] Kingma et al., Improved variational inference with inverse autoregressive flow,
         2016 (free nats).
     [3] Gronbech et al., scVAE, Bioinformatics 36(16):4415, 2020 (the mixture's ELBO).
+    [4] Roeder et al., Sticking the landing, 2017.
+    [5] Tucker et al., Doubly reparameterized gradient estimators for Monte Carlo
+        objectives, 2019.
 """
 
 from collections.abc import Callable
@@ -35,6 +38,9 @@ class Terms(NamedTuple):
         log_py: log p(y); None without clusters.
         log_qy: log q(y|x) of a network; None where y is inferred from z exactly,
             q(y|x,z) = p(y|z).
+        log_qz_path: log q(z|x) with the parameters of q held fixed, so that it has a
+            slope in z alone; for gradient="path", like `tag`.
+        tag: [S, B, 2] of `gated`, or [S, B, K, 2].
     """
 
     z: Array
@@ -44,6 +50,8 @@ class Terms(NamedTuple):
     kl_z: Array
     log_py: Array | None = None
     log_qy: Array | None = None
+    log_qz_path: Array | None = None
+    tag: Array | None = None
 
 
 class Parts(NamedTuple):
@@ -67,6 +75,48 @@ def _with_clusters(terms: Terms) -> Terms:
     values = (terms.log_px, terms.log_pz, terms.log_qz, terms.kl_z)
     values = [value[..., None] for value in values]
     return Terms(terms.z, *values, log_py=jnp.zeros_like(values[0]))
+
+
+@jax.custom_vjp
+def gated(z: Array) -> tuple[Array, Array]:
+    """Samples whose slope a loss can scale without knowing how it is scaled itself.
+
+    Args:
+        z: [..., L].
+
+    Returns:
+        z, and a tag of zeros [..., 2]. Of a loss with slopes u and v in the two entries
+        of the tag, the slope that passes through z is multiplied by v / u, or by 1
+        where u is 0.
+    """
+    return z, jnp.zeros((*z.shape[:-1], 2), z.dtype)
+
+
+def _gated_backward(_: None, slopes: tuple[Array, Array]) -> tuple[Array]:
+    of_z, (u, v) = slopes[0], jnp.moveaxis(slopes[1], -1, 0)
+    factor = jnp.where(u == 0, 1.0, v / jnp.where(u == 0, 1.0, u))
+    return (of_z * factor[..., None],)
+
+
+gated.defvjp(lambda z: (gated(z), None), _gated_backward)
+
+
+def _along_path(terms: Terms) -> Terms:
+    """The same values, without the slope that q(z|x) has in its own parameters."""
+    if terms.log_qz_path is None or terms.tag is None:
+        raise ValueError(
+            "found terms without log_qz_path or tag, expected those of a training step "
+            "for gradient='path', take them from model.terms(..., train=True)"
+        )
+    return terms._replace(log_qz=terms.log_qz_path)
+
+
+def _expect_gradient(gradient: str) -> None:
+    if gradient not in ("total", "path"):
+        raise ValueError(
+            f"found gradient={gradient!r}, expected 'total' or 'path', choose one of "
+            "these"
+        )
 
 
 def log_responsibilities(terms: Terms) -> Array:
@@ -176,7 +226,11 @@ class Objective(NamedTuple):
 
 
 def elbo(
-    *, kl: str = "analytic", free_nats: float = 0.0, free_nats_y: float = 0.0
+    *,
+    kl: str = "analytic",
+    free_nats: float = 0.0,
+    free_nats_y: float = 0.0,
+    gradient: str = "total",
 ) -> Objective:
     """Minimise -E_q[log p(x|z)] + beta (max(KL_z, free) + max(KL_y, free_y)).
 
@@ -185,13 +239,17 @@ def elbo(
         free_nats: KL of z, in nats of a cell over all latent dimensions, that costs
             nothing ([2]; theirs is per dimension and averaged over a batch).
         free_nats_y: KL of y that costs nothing.
+        gradient: "total", or with kl="sampled" "path": without the part of the
+            encoder's gradient that is 0 in the mean ([4]).
 
     Returns:
         An objective, of one sample.
 
     Raises:
-        ValueError: for negative free nats or another `kl`.
+        ValueError: for negative free nats, another `kl` or `gradient`, or a path with
+            another KL.
     """
+    _expect_gradient(gradient)
     free = (free_nats, free_nats_y)
     # a traced value, of one of many fits at once, was checked before
     known = [value for value in free if not isinstance(value, jax.core.Tracer)]
@@ -202,8 +260,14 @@ def elbo(
             "them"
         )
 
+    if gradient == "path" and (kl != "sampled" or known != [0.0, 0.0]):
+        raise ValueError(
+            f"found gradient='path' with kl={kl!r} and free nats of {free}, expected "
+            "kl='sampled' and none, change them"
+        )
+
     def loss(terms: Terms, kl_weight: float | Array) -> Array:
-        parts = elbo_parts(terms, kl)
+        parts = elbo_parts(_along_path(terms) if gradient == "path" else terms, kl)
         # a sampled KL may be negative, so none is not the same as zero free nats
         divergence = sum(
             jnp.where(f > 0, jnp.maximum(value, f), value)
@@ -214,30 +278,51 @@ def elbo(
     return Objective(n_samples=1, loss=loss)
 
 
-def importance_weighted(n_samples: int) -> Objective:
+def importance_weighted(n_samples: int, *, gradient: str = "total") -> Objective:
     """Minimise the negative bound of [1]; the KL weight acts inside the weights.
 
     Where a network gives q(y|x), which does not occur in the bound, it is fitted to
     the responsibilities of the weights, r_y = sum_s w_sy / sum_sk w_sk.
 
+    With v_s = w_s / sum_k w_k, the share of a sample, the encoder's gradient is
+
+        total:  sum_s v_s [d log w_s / dz dz - beta d log q(z_s|x)]
+        path:   sum_s v_s [1 - beta (1 - v_s)] d log w_s / dz dz
+
+    with d over the encoder's parameters. Both have the same mean ([5], there for a beta
+    of 1), and the second less variance the more samples there are.
+
     Args:
         n_samples: S, at least 1.
+        gradient: "total" or "path".
 
     Returns:
         An objective.
 
     Raises:
-        ValueError: if S is below 1.
+        ValueError: if S is below 1, or for another `gradient`.
     """
+    _expect_gradient(gradient)
     if n_samples < 1:
         raise ValueError(
             f"found n_samples={n_samples}, expected at least 1, draw more samples"
         )
 
     def loss(terms: Terms, kl_weight: float | Array) -> Array:
+        if gradient == "path":
+            terms = _along_path(terms)
         log_weight = _log_weight(terms, kl_weight)
         per_cluster = jax.nn.logsumexp(log_weight, axis=0)
-        loss = jnp.log(n_samples) - jax.nn.logsumexp(per_cluster, axis=-1)
+        total = jax.nn.logsumexp(per_cluster, axis=-1)
+        loss = jnp.log(n_samples) - total
+        if gradient == "path":
+            share = jax.lax.stop_gradient(jnp.exp(log_weight - total[None, :, None]))
+            # one z for all clusters where y is inferred from it
+            share = share.sum(-1) if terms.tag.ndim == 3 else share
+            factor = 1.0 - kl_weight * (1.0 - share)
+            slopes = jnp.stack([jnp.ones_like(factor), factor], axis=-1)
+            axes = (0, *range(2, slopes.ndim))
+            loss += (slopes * terms.tag).sum(axis=axes)
         if terms.log_qy is None:
             return loss
         r = jax.lax.stop_gradient(jax.nn.softmax(per_cluster, axis=-1))
