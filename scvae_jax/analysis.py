@@ -15,10 +15,10 @@ import scipy.special
 from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted, versions
-from scvae_jax.checks import InputError, check_count, listing
+from scvae_jax.checks import InputError, check_count, check_field, listing
 from scvae_jax.clusters import agreement
 from scvae_jax.config import to_json
-from scvae_jax.counts import CountData
+from scvae_jax.counts import CountData, gene_names
 from scvae_jax.evaluation import (
     CellBounds,
     cell_bounds,
@@ -64,7 +64,7 @@ def apply(
         copy: return an annotated copy and leave `adata` as it is.
 
     Returns:
-        None, or the copy. Fields written:
+        None, or the copy. Fields written, in the place of those of another model:
 
         obsm["X_scvae"]: [n, L] latent coordinates, the mean of q(z|x).
         obs["scvae_elbo"]: evidence lower bound of each cell, nats.
@@ -93,6 +93,7 @@ def apply(
     """
     check_count("seed", seed, 0, 2**32 - 1)
     check_count("batch_size", batch_size, 1, 2**31 - 1)
+    check_field("key_added", key_added)
     data = prepare_as(adata, fitted, missing_genes, layer)
     split = split_of(adata, fitted)
     cells = cells_to_device(data, slice(None))
@@ -108,6 +109,11 @@ def apply(
     elif adata.is_view:
         # as scanpy does: a view becomes an object of its own before it is written to
         adata._init_as_actual(_own(adata))
+    # what another model had to say of clusters
+    for name in ("cluster", "cluster_entropy", "cluster_confidence"):
+        if f"{key_added}_{name}" in adata.obs:
+            del adata.obs[f"{key_added}_{name}"]
+    adata.obsm.pop(f"{key_added}_cluster_probabilities", None)
     adata.obsm[f"X_{key_added}"] = figures.latent
     adata.obs[f"{key_added}_elbo"] = figures.elbo
     adata.obs[f"{key_added}_split"] = pd.Categorical(split)
@@ -244,6 +250,7 @@ def denoise(
     """
     check_count("seed", seed, 0, 2**32 - 1)
     check_count("batch_size", batch_size, 1, 2**31 - 1)
+    check_field("layer_added", layer_added)
     data = prepare_as(adata, fitted, missing_genes, layer)
     as_batch = None
     if batch is not None:
@@ -255,7 +262,7 @@ def denoise(
         as_batch = fitted.batches.index(str(batch))
     cells = cells_to_device(data, slice(None))
     positions, n_slots = batches.in_order(cells, batch_size)
-    column = pd.Index(fitted.genes).get_indexer(adata.var_names)
+    column = pd.Index(fitted.genes).get_indexer(gene_names(adata))
     denoised = np.full(adata.shape, np.nan, np.float32)
     key = jax.random.key(seed)
     # a batch at a time to the host: all cells and genes may not fit on the device

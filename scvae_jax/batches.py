@@ -21,6 +21,8 @@ Array = jax.Array
 
 # slots of a row: 64 bytes, and 8 of them wasted on a cell in the mean
 ROW = 16
+# cells that are laid out in rows at a time
+CELLS_AT_ONCE = 2**14
 # share of slots, one in so many, from which on a product of dense arrays is faster
 SPARSE_BELOW = 6
 
@@ -110,19 +112,25 @@ def to_device(
             f"found {x.nnz} non-zero entries in {total} rows of {ROW}, expected fewer "
             "than 2^31 rows, use fewer cells or genes"
         )
-    whole = x.nnz == 0 or (
-        x.data.min() >= 0
-        and x.data.max() < 2**16
-        and np.array_equal(x.data, np.floor(x.data))
+    # a part at a time, as there may be billions
+    whole = all(
+        part.min() >= 0 and part.max() < 2**16 and np.array_equal(part, np.floor(part))
+        for part in np.array_split(x.data, x.nnz // 2**24 + 1)
+        if len(part)
     )
-    # entry e of a cell that begins at row r has slot e of that row and those after it
     start = end - n_rows
-    slot = np.arange(x.nnz) + np.repeat(start * ROW - x.indptr[:-1], n_nonzero)
 
     def in_rows(entries: np.ndarray, dtype: type) -> Array:
         # one row at least, so that addresses have something to point at
         slots = np.zeros((max(total, 1), ROW), dtype)
-        slots.reshape(-1)[slot] = entries
+        # entry e of a cell that begins at row r has slot e of that row and those after
+        # it; some cells at a time, as an address takes more than what it is of
+        for first in range(0, len(n_rows), CELLS_AT_ONCE):
+            cells = slice(first, first + CELLS_AT_ONCE)
+            begin, *_, stop = x.indptr[first : first + CELLS_AT_ONCE + 1]
+            offset = start[cells] * ROW - x.indptr[:-1][cells]
+            slot = np.arange(begin, stop) + np.repeat(offset, n_nonzero[cells])
+            slots.reshape(-1)[slot] = entries[begin:stop]
         return jax.device_put(slots)
 
     return CellData(

@@ -18,7 +18,8 @@ import scipy.sparse
 from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.checks import InputError, InputWarning, check_count, listing
+from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
+from scvae_jax.counts import gene_names
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences
@@ -134,6 +135,8 @@ def calibrate(
             "between 0 and 1, change it"
         )
     fits = _fits_of(adata, fitted)
+    for name in (key_added, *fits):
+        check_field("name of a model or key_added", name)
     first = next(iter(fits.values()))[0]
     data = prepare_as(adata, first)
     if not np.array_equal(data.x.data, np.floor(data.x.data)):
@@ -383,7 +386,11 @@ def _write(
     if adata.is_view:
         # as scanpy does: a view becomes an object of its own before it is written to
         adata._init_as_actual(adata.to_memory())
-    column = pd.Index(genes).get_indexer(adata.var_names)
+    # what was preferred of other models
+    for name in list(adata.var.columns):
+        if name == f"{key}_family" or str(name).startswith(f"{key}_gain_"):
+            del adata.var[name]
+    column = pd.Index(genes).get_indexer(gene_names(adata))
     for name, values in fields.items():
         spread = pd.Series(values).reindex(column).to_numpy()
         if name == "family":

@@ -9,6 +9,7 @@ alternatives/ other fits of the same cells, if any, each a run folder
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -111,8 +112,13 @@ class Fitted:
     def _write(self, folder: Path) -> None:
         import orbax.checkpoint
 
-        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "params", self.params)
+        try:
+            with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+                checkpointer.save(folder / "params", self.params)
+        except ValueError as error:
+            # what orbax makes of a full disk
+            reason = " ".join(str(error).split())[:120]
+            raise OSError(errno.EIO, reason, str(folder)) from None
         for number, other in enumerate(self.alternatives, start=1):
             place = folder / "alternatives" / f"{number:04d}"
             place.mkdir(parents=True)
@@ -151,7 +157,8 @@ def check_free(path: str | Path, overwrite: bool) -> None:
         InputError: if something is there that must not be replaced.
     """
     path = Path(path)
-    above = next(p for p in path.absolute().parents if p.exists())
+    # the root has no folder above it
+    above = next((p for p in path.absolute().parents if p.exists()), path)
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise InputError(
             f"found that {above} is not a folder that can be written to, expected one "
@@ -173,6 +180,12 @@ def check_free(path: str | Path, overwrite: bool) -> None:
         raise InputError(
             f"found a run folder at {path}, expected a new path, choose another one or "
             "replace it (overwrite=True, --overwrite)"
+        )
+    others = sorted({p.name for p in path.iterdir()} - {*PARTS, "alternatives"})
+    if others:
+        raise InputError(
+            f"found {listing(others)} in the run folder {path}, expected nothing but "
+            "the run that is to be replaced, move them elsewhere"
         )
 
 
@@ -275,9 +288,8 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         )
     genes, history = _read_json(path / "genes.json"), _read_json(path / "history.json")
     found = _checksums(path, config)
-    damaged = [
-        name for name in sorted({*found, *saved}) if found.get(name) != saved.get(name)
-    ]
+    # of other files in the folder nothing is read
+    damaged = [name for name in sorted(saved) if found.get(name) != saved[name]]
     if damaged:
         raise InputError(
             f"found {listing(damaged, 3)} damaged or changed in {path}, expected the "
@@ -317,8 +329,9 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         summary=summary,
         versions=versions,
         alternatives=tuple(
-            load(folder, likelihood=likelihood)
-            for folder in sorted((path / "alternatives").glob("*"))
+            load(path / folder, likelihood=likelihood)
+            for folder in sorted({"/".join(name.split("/")[:2]) for name in saved})
+            if folder.startswith("alternatives/")
         ),
         own_likelihood=own_likelihood,
     )

@@ -58,6 +58,7 @@ def check_count(name: str, value: Any, at_least: int, at_most: int = 2**20) -> N
     Raises:
         InputError: if it is anything else.
     """
+    value = plain(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     expect(
         whole and at_least <= value <= at_most,
@@ -85,6 +86,24 @@ def check_range(name: str, value: Any, low: float, high: float) -> None:
         number and low <= value < high,
         f"{name}={value!r}",
         f"a number of at least {low} and below {high}",
+        f"change {name}",
+    )
+
+
+def check_field(name: str, value: Any) -> None:
+    """Refuse what cannot be a part of a field's name in an .h5ad file.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+
+    Raises:
+        InputError: for a value with a slash.
+    """
+    expect(
+        "/" not in str(value),
+        f"{name}={value!r}",
+        "a name without a slash, which HDF5 takes for a folder",
         f"change {name}",
     )
 

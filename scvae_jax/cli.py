@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -286,9 +287,12 @@ def apply(
     fitted = checkpoints.load(run)
     adata = counts.read_h5ad(data)
     given = {"missing_genes": missing_genes, "layer": layer, "seed": seed}
-    analysis.apply(adata, fitted, **given)
     if denoised:
-        analysis.denoise(adata, fitted, batch=batch, **given)
+        with warnings.catch_warnings():
+            # what there is to warn of, apply does
+            warnings.simplefilter("ignore", InputWarning)
+            analysis.denoise(adata, fitted, batch=batch, **given)
+    analysis.apply(adata, fitted, **given)
     _write_h5ad(adata, out)
     figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
     _print(figures | {"out": str(out)}, as_json)
@@ -479,9 +483,18 @@ def _write_h5ad(adata: Any, path: Path) -> None:
     """Write a file that appears whole or not at all."""
     from scvae_jax.ledger import whole
 
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
-        adata.write_h5ad(part)
+    try:
+        with whole(path) as part:
+            adata.write_h5ad(part)
+    except BaseException as error:
+        for folder in made:
+            folder.rmdir()
+        if isinstance(error, RuntimeError):
+            # what h5py may make of a full disk
+            raise OSError(errno.EIO, str(error), str(path)) from None
+        raise
 
 
 def _print(figures: dict[str, Any], as_json: bool) -> None:

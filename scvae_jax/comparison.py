@@ -35,7 +35,7 @@ from scvae_jax.ledger import (
 )
 from scvae_jax.models import from_config, named_likelihood
 from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
-from scvae_jax.training import split_cells
+from scvae_jax.training import split_cells, warn_of_cells
 from scvae_jax.trials import (
     Cells,
     evaluate_seeds,
@@ -312,6 +312,7 @@ def _split(
     for seed in range(train_config.seed, train_config.seed + splits):
         drawn = dataclasses.replace(train_config, seed=seed)
         split = split_cells(data, drawn, key)
+        warn_of_cells(data, split)
         part = "test" if (split == "test").any() else "validation"
         train, held_out = split == "train", split == part
         if n_clusters and n_clusters[0] > train.sum():

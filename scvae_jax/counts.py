@@ -1,6 +1,7 @@
 """AnnData and .h5ad files to validated sparse counts and covariates. No jax."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,25 +126,27 @@ def prepare(
             f"found {n_obs} cells and {n_vars} genes, expected at least one of each, "
             "check how the data was filtered"
         )
-    names = np.asarray(adata.var_names, dtype=str)
+    names = gene_names(adata)
     repeated = pd.Index(names)[pd.Index(names).duplicated()].unique()
     if len(repeated):
         raise InputError(
             f"found {len(repeated)} gene names more than once ({listing(repeated)}), "
             "expected unique names, call adata.var_names_make_unique()"
         )
+    own_genes = genes is None
+    # for a fitted model: `apply` may have written that cells are new
+    parts = SPLITS if own_genes else (*SPLITS, "new")
     columns = _gene_columns(adata, names, config, genes, missing_genes)
-    x = _matrix(adata, config.layer)
     # depth and validation concern the genes in use alone
     present = columns >= 0
-    x = x[:, columns[present]]
+    x = _matrix(adata, config.layer, columns[present])
     x = _validated(x, adata, config, support)
-    if genes is None and x.nnz == 0 and support != "real":
+    if own_genes and x.nnz == 0 and support != "real":
         raise InputError(
             "found nothing but zeros in the genes in use, expected counts, "
             f"choose another layer{_likely_layer(adata, _where(config))}"
         )
-    genes = names[columns] if genes is None else np.asarray(genes, dtype=str)
+    genes = names[columns] if own_genes else np.asarray(genes, dtype=str)
     if not present.all():
         x = _spread(x, np.flatnonzero(present), len(genes))
     empty = int((np.diff(x.indptr) == 0).sum())
@@ -162,7 +165,7 @@ def prepare(
         depth=_depth(adata, config.size_factor_key, x),
         batch=batch,
         batches=batches,
-        split=_split(adata, config.split_key),
+        split=_split(adata, config.split_key, parts),
     )
 
 
@@ -180,6 +183,18 @@ def expect_anndata(adata: anndata.AnnData) -> None:
             f"found a {type(adata).__name__}, expected an AnnData object, "
             "read the file with anndata.read_h5ad"
         )
+
+
+def gene_names(adata: anndata.AnnData) -> np.ndarray:
+    """Names of the genes as strings, whatever the index of `var` holds.
+
+    Args:
+        adata: cells by genes.
+
+    Returns:
+        [G] strings.
+    """
+    return np.asarray(adata.var_names, dtype=str)
 
 
 def layer_names(adata: anndata.AnnData) -> list[str]:
@@ -271,8 +286,10 @@ def _gene_columns(
     return columns
 
 
-def _matrix(adata: anndata.AnnData, layer: str | None) -> scipy.sparse.csr_matrix:
-    """X or a layer as a new CSR matrix of floats."""
+def _matrix(
+    adata: anndata.AnnData, layer: str | None, columns: np.ndarray
+) -> scipy.sparse.csr_matrix:
+    """Columns of X or of a layer as a new CSR matrix of floats."""
     if layer is None or (layer == "X" and layer not in layer_names(adata)):
         x = adata.X
         if x is None:
@@ -293,8 +310,14 @@ def _matrix(adata: anndata.AnnData, layer: str | None) -> scipy.sparse.csr_matri
         x = np.asarray(x)
     if x.dtype.kind not in "biuf":
         raise InputError(f"found data of type {x.dtype}, expected numbers, convert it")
-    # float64 for the checks: an int64 count may not fit in float32
-    return scipy.sparse.csr_matrix(x, dtype=np.float64, copy=True)
+    all_of_them = np.array_equal(columns, np.arange(x.shape[1]))
+    if not all_of_them:
+        if scipy.sparse.issparse(x) and x.format not in ("csr", "csc"):
+            x = x.tocsr()
+        x = x[:, columns]
+    # for the checks: a count of 32 bits or more may not fit in float32
+    dtype = np.promote_types(x.dtype, np.float32)
+    return scipy.sparse.csr_matrix(x, dtype=dtype, copy=all_of_them)
 
 
 def _validated(
@@ -304,15 +327,16 @@ def _validated(
     where = _where(config)
     x.sum_duplicates()
     # not a number, infinite, or so when it is a float32
-    bad = int((~(np.abs(x.data) <= np.finfo(np.float32).max)).sum())
-    if bad:
+    largest = max(-x.data.min(), x.data.max()) if x.nnz else 0.0
+    if not largest <= np.finfo(np.float32).max:
+        bad = int((~(np.abs(x.data) <= np.finfo(np.float32).max)).sum())
         raise InputError(
             f"found {bad} values in {where} that are NaN or infinite, expected finite "
             "numbers, remove or replace them"
         )
     x.eliminate_zeros()
     if support == "real":
-        return x.astype(np.float32)
+        return x.astype(np.float32, copy=False)
     negative = int((x.data < 0).sum())
     if negative:
         raise InputError(
@@ -327,7 +351,7 @@ def _validated(
                 "data for a Bernoulli likelihood, binarise it or choose a likelihood "
                 "of counts"
             )
-    share = float((x.data != np.floor(x.data)).mean()) if x.nnz else 0.0
+    share = _n_fractional(x.data) / max(x.nnz, 1)
     if share > 0:
         if config.fractional == "error":
             raise InputError(
@@ -345,7 +369,13 @@ def _validated(
                 "entries), expected integers for a categorised likelihood, round "
                 "them (fractional='round', --fractional round)"
             )
-    return x.astype(np.float32)
+    return x.astype(np.float32, copy=False)
+
+
+def _n_fractional(values: np.ndarray) -> int:
+    """How many values are not whole; a part at a time, as there may be billions."""
+    parts = np.array_split(values, len(values) // 2**24 + 1)
+    return sum(int((part != np.floor(part)).sum()) for part in parts)
 
 
 def _where(config: DataConfig) -> str:
@@ -424,7 +454,9 @@ def _batches(
     return codes.astype(np.int32), known
 
 
-def _split(adata: anndata.AnnData, key: str | None) -> np.ndarray | None:
+def _split(
+    adata: anndata.AnnData, key: str | None, parts: Sequence[str]
+) -> np.ndarray | None:
     if key is None:
         return None
     column = obs_column(adata, key, "split")
@@ -435,7 +467,7 @@ def _split(adata: anndata.AnnData, key: str | None) -> np.ndarray | None:
             f"{', '.join(SPLITS)}, fill it or leave these cells out"
         )
     values = np.array(column.astype(str), dtype=str)
-    other = sorted(set(values) - set(SPLITS))
+    other = sorted(set(values) - set(parts))
     if other:
         raise InputError(
             f"found {listing(other)} in obs column {key!r}, expected "

@@ -9,7 +9,6 @@ import anndata
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
@@ -20,6 +19,7 @@ from scvae_jax.counts import (
     SPLITS,
     CountData,
     expect_anndata,
+    gene_names,
     obs_column,
     prepare,
 )
@@ -30,7 +30,12 @@ from scvae_jax.objectives import (
     elbo_parts,
     importance_weighted_bound,
 )
-from scvae_jax.scores import kmeans_scores, label_scores
+from scvae_jax.scores import (
+    expect_labels,
+    expect_scikit_learn,
+    kmeans_scores,
+    label_scores,
+)
 from scvae_jax.training import cells_to_device
 
 Array = jax.Array
@@ -218,15 +223,7 @@ def prepare_as(
         config = dataclasses.replace(config, split_key=None)
     if layer is not None:
         config = dataclasses.replace(config, layer=layer)
-    surplus = adata.n_vars - int(pd.Index(adata.var_names).isin(fitted.genes).sum())
-    # a mask was asked for, and says itself that genes are left out
-    if surplus and config.genes is None:
-        warnings.warn(
-            f"{surplus} of {adata.n_vars} genes are not in the model and are ignored",
-            InputWarning,
-            stacklevel=3,
-        )
-    return prepare(
+    data = prepare(
         adata,
         config,
         support=fitted.likelihood.support,
@@ -234,6 +231,15 @@ def prepare_as(
         batches=fitted.batches if fitted.batches else None,
         missing_genes=missing_genes,
     )
+    surplus = adata.n_vars - int(np.isin(gene_names(adata), fitted.genes).sum())
+    # a mask was asked for, and says itself that genes are left out
+    if surplus and config.genes is None:
+        warnings.warn(
+            f"{surplus} of {adata.n_vars} genes are not in the model and are ignored",
+            InputWarning,
+            stacklevel=3,
+        )
+    return data
 
 
 def conditions_on_total(config: ModelConfig) -> bool:
@@ -295,6 +301,12 @@ def evaluate(
     data = prepare_as(adata, fitted, missing_genes, layer)
     labels = None if score_key is None else obs_column(adata, score_key, "scores")
     chosen, where = part_of(split_of(adata, fitted), split)
+    if labels is not None:
+        labels = labels[where]
+        known = labels.notna().to_numpy()
+        names = labels[known].astype(str).to_numpy()
+        expect_labels(names, score_key)
+        expect_scikit_learn()
     figures = cell_bounds(
         fitted.model,
         fitted.params,
@@ -330,9 +342,6 @@ def evaluate(
             effective_number(figures.probabilities.mean(axis=0))
         )
     if labels is not None:
-        labels = labels[where]
-        known = labels.notna().to_numpy()
-        names = labels[known].astype(str).to_numpy()
         if n_clusters:
             result |= label_scores(codes[known], names, score_key) | {"oracle_k": False}
         else:

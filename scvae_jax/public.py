@@ -276,7 +276,14 @@ def read_10x_archive(path: str | Path) -> anndata.AnnData:
                     if name.endswith(".gz"):
                         file = gzip.GzipFile(fileobj=file)
                     parts[kind] = _read_part(kind, file)
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        IndexError,
+    ) as error:
         raise _damaged(path, "archive", error) from None
     if len(parts) < 3:
         raise InputError(

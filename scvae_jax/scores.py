@@ -1,15 +1,24 @@
 """Agreement of clusters with labels, and with each other. No jax."""
 
+import importlib.util
 from typing import Any
 
 import numpy as np
 
 from scvae_jax.checks import InputError, listing
 
-NO_SCIKIT_LEARN = (
-    "found no scikit-learn, expected it for k-means and scores, "
-    "pip install 'scvae_jax[analysis]'"
-)
+
+def expect_scikit_learn() -> None:
+    """Fail before the work and not after it.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise ImportError(
+            "found no scikit-learn, expected it for k-means and scores, "
+            "pip install 'scvae_jax[analysis]'"
+        )
 
 
 def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
@@ -27,10 +36,9 @@ def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
         ImportError: without scikit-learn.
         InputError: for more clusters than cells.
     """
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError:
-        raise ImportError(NO_SCIKIT_LEARN) from None
+    expect_scikit_learn()
+    from sklearn.cluster import KMeans
+
     if n_clusters > len(latent):
         raise InputError(
             f"found {n_clusters} clusters for {len(latent)} cells, expected fewer "
@@ -58,7 +66,7 @@ def kmeans_scores(
     Raises:
         InputError: with fewer than two labels, for which nothing is defined.
     """
-    n_labels = len(_expect_labels(labels, key))
+    n_labels = len(expect_labels(labels, key))
     codes = kmeans(latent, n_labels, seed)
     return label_scores(codes, labels, key) | {"oracle_k": True}
 
@@ -79,7 +87,7 @@ def label_scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, A
         ImportError: without scikit-learn.
         InputError: with fewer than two labels, for which nothing is defined.
     """
-    kinds = _expect_labels(labels, key)
+    kinds = expect_labels(labels, key)
     ari = rand_index(labels, codes)
     from sklearn import metrics
 
@@ -97,14 +105,25 @@ def rand_index(one: np.ndarray, other: np.ndarray) -> float:
     Raises:
         ImportError: without scikit-learn.
     """
-    try:
-        from sklearn import metrics
-    except ImportError:
-        raise ImportError(NO_SCIKIT_LEARN) from None
+    expect_scikit_learn()
+    from sklearn import metrics
+
     return float(metrics.adjusted_rand_score(one, other))
 
 
-def _expect_labels(labels: np.ndarray, key: str) -> np.ndarray:
+def expect_labels(labels: np.ndarray, key: str) -> np.ndarray:
+    """The kinds of labels there are.
+
+    Args:
+        labels: [n] strings.
+        key: their name, for messages.
+
+    Returns:
+        [n_labels] each once.
+
+    Raises:
+        InputError: with fewer than two, for which no agreement is defined.
+    """
     kinds = np.unique(labels)
     if len(kinds) < 2:
         raise InputError(

@@ -2,17 +2,17 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 
-from scvae_jax.checks import InputError
+from scvae_jax.checks import InputError, plain
 from scvae_jax.config import ModelConfig, TrainConfig
 from scvae_jax.evaluation import cell_bounds, prepare_as
-from scvae_jax.scores import rand_index
+from scvae_jax.scores import expect_scikit_learn, rand_index
 from scvae_jax.training import cells_to_device, fit_many
 
 
@@ -46,14 +46,17 @@ def sweep_clusters(
     Raises:
         InputError: for data or settings that cannot be used.
     """
-    if getattr(config, "model", None) != "gmvae" or len(n_clusters) == 0:
+    numbers = plain(list(n_clusters)) if isinstance(n_clusters, Iterable) else ()
+    if getattr(config, "model", None) != "gmvae" or not numbers:
         raise InputError(
-            f"found {config!r} and n_clusters={list(n_clusters)}, expected a "
+            f"found {config!r} and n_clusters={n_clusters!r}, expected a "
             "ModelConfig of model='gmvae' and numbers to try, pass them"
         )
+    # what is wrong with any is said before the first fit
+    configs = [dataclasses.replace(config, n_clusters=k) for k in numbers]
+    expect_scikit_learn()
     rows = []
-    for k in n_clusters:
-        chosen = dataclasses.replace(config, n_clusters=k)
+    for k, chosen in zip(numbers, configs, strict=True):
         fitted = fit_many(adata, chosen, train_config, seeds=seeds, **data)
         fits = (fitted, *fitted.alternatives)
         cells = cells_to_device(prepare_as(adata, fitted), slice(None))

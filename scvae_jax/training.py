@@ -155,6 +155,7 @@ def fit_many(
     config = config or ModelConfig()
     config = completed(config, config.model)
     train_config = completed(train_config or TrainConfig(), config.model)
+    _expect_in_use(settings or {}, optimizer, kl_weight)
     configs = _configs(config, train_config, plain(seeds), settings or {})
     own_likelihood = likelihood is not None
     likelihood = likelihood or named_likelihood(config)
@@ -163,7 +164,7 @@ def fit_many(
     )
     data = prepare(adata, data_config, support=likelihood.support)
     split = split_cells(data, train_config, data_config.split_key)
-    _warn_of_cells(data, split)
+    warn_of_cells(data, split)
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
 
     def build(chosen: dict[str, Array]) -> Model:
@@ -219,8 +220,13 @@ def fit_many(
     return dataclasses.replace(fits[0], alternatives=tuple(fits[1:]))
 
 
-def _warn_of_cells(data: CountData, split: np.ndarray) -> None:
-    """Say which batches have no cell to learn from, and that names are not unique."""
+def warn_of_cells(data: CountData, split: np.ndarray) -> None:
+    """Say which batches have no cell to learn from, and that names are not unique.
+
+    Args:
+        data: validated cells.
+        split: [n] from `split_cells`.
+    """
     trained = np.bincount(data.batch[split == "train"], minlength=len(data.batches))
     empty = np.asarray(data.batches)[trained[: len(data.batches)] == 0]
     if len(empty):
@@ -269,6 +275,19 @@ def _expect_kinds(config: Any, train_config: Any, likelihood: Any) -> None:
             raise InputError(
                 f"found {name}={value!r}, expected a {kind.__name__}, make one; named "
                 "likelihoods are named in ModelConfig(likelihood=...)"
+            )
+
+
+def _expect_in_use(settings: dict[str, Any], optimizer: Any, kl_weight: Any) -> None:
+    for name, value, idle in (
+        ("optimizer", optimizer, ("learning_rate", "weight_decay", "free_rate")),
+        ("kl_weight", kl_weight, ("kl_weight", "kl_warmup")),
+    ):
+        odd = [setting for setting in idle if setting in settings]
+        if value is not None and odd:
+            raise InputError(
+                f"found values for {listing(odd)} and a {name} of one's own, which "
+                "does not read them, expected one of both, leave one out"
             )
 
 

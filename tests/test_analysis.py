@@ -372,6 +372,44 @@ def test_the_split_column_decides_for_cells_of_other_names(small, fitted, quick)
         sv.apply(adata, with_key)
 
 
+def test_a_split_column_may_be_what_apply_wrote(small, fitted, quick):
+    data_config = dataclasses.replace(fitted.data_config, split_key="scvae_split")
+    with_key = dataclasses.replace(fitted, data_config=data_config)
+    adata = small.copy()
+    adata.obs_names = [f"other {i}" for i in range(adata.n_obs)]
+    for _ in range(2):
+        sv.apply(adata, with_key)
+        assert set(adata.obs["scvae_split"]) == {"new"}
+
+
+def test_what_another_model_said_of_clusters_is_gone(small, fitted, quick):
+    adata = small.copy()
+    for name in ("cluster", "cluster_entropy", "cluster_confidence", "mine"):
+        adata.obs[f"scvae_{name}"] = 0.5
+    adata.obsm["scvae_cluster_probabilities"] = np.ones((120, 2))
+    sv.apply(adata, fitted)
+    of_obs = {name for name in adata.obs if name.startswith("scvae_")}
+    assert of_obs == {"scvae_elbo", "scvae_split", "scvae_mine"}
+    assert set(adata.obsm) == {"X_scvae"}
+
+
+def test_names_of_genes_may_be_numbers(small, fitted):
+    adata = small.copy()
+    adata.var.index = np.arange(40)
+    numbered = dataclasses.replace(fitted, genes=np.arange(40).astype(str))
+    sv.denoise(adata, numbered)
+    assert np.isfinite(adata.layers["scvae_denoised"]).all()
+
+
+def test_a_slash_in_a_name_is_refused(small, fitted):
+    with pytest.raises(InputError, match="found key_added='a/b', expected a name wit"):
+        sv.apply(small, fitted, key_added="a/b", copy=True)
+    with pytest.raises(InputError, match="found layer_added='a/b', expected a name"):
+        sv.denoise(small, fitted, layer_added="a/b", copy=True)
+    with pytest.raises(InputError, match="model or key_added='one/vae', expected a n"):
+        sv.calibrate(small, {"one/vae": fitted})
+
+
 def test_names_that_repeat_cannot_tell_cells_apart(small, fitted, quick):
     adata = small.copy()
     adata.obs_names = ["cell_0", "cell_0", *adata.obs_names[2:]]

@@ -195,6 +195,14 @@ def test_a_last_short_batch():
     assert_batch(x, cells, index[-1], weight[-1], n_slots)
 
 
+def test_cells_are_laid_out_some_at_a_time(monkeypatch):
+    x = random_counts(53, 23, 0.4, seed=5)
+    at_once = put(x)
+    monkeypatch.setattr(batches, "CELLS_AT_ONCE", 7)
+    for one, other in zip(at_once, put(x), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_too_many_rows_for_32_bits():
     x = types.SimpleNamespace(nnz=2**35, indptr=np.array([0, 2**35]))
     with pytest.raises(

@@ -169,6 +169,17 @@ def test_overwrite_replaces_the_whole_run(fitted, copied):
     assert {path.name for path in copied.iterdir()} == set(PARTS)
 
 
+def test_other_files_in_a_run_are_neither_read_nor_lost(fitted, copied):
+    (copied / "annotated.h5ad").write_text("years of work")
+    (copied / "params" / ".DS_Store").write_text("")
+    assert sv.load(copied).versions == fitted.versions
+    with pytest.raises(
+        InputError, match="found annotated.h5ad in the run folder .*move them elsewhere"
+    ):
+        fitted.save(copied, overwrite=True)
+    assert (copied / "annotated.h5ad").read_text() == "years of work"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", ["file", "folder", "broken run"])
 def test_what_is_not_a_run_is_never_replaced(fitted, tmp_path, kind, overwrite):
@@ -224,6 +235,8 @@ def test_check_free_comes_before_the_work(tmp_path, copied, overwrite):
         with pytest.raises(InputError, match="found a run folder at"):
             checkpoints.check_free(copied, overwrite)
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "run"}
+    with pytest.raises(InputError, match="found /, which is not a run folder"):
+        checkpoints.check_free("/", overwrite)
 
 
 # A save that fails
@@ -296,6 +309,17 @@ def test_a_save_that_fails_between_two_moves_puts_the_old_run_back(
         with pytest.raises(Full):
             fitted.save(copied, overwrite=True)
     assert content(tmp_path) == before
+
+
+def test_what_orbax_makes_of_a_full_disk(fitted, tmp_path, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\n[source]")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.StandardCheckpointer.save", fail)
+        with pytest.raises(OSError, match="No space left on device .source."):
+            fitted.save(tmp_path / "run")
+    assert content(tmp_path) == {}
 
 
 def test_a_failed_save_leaves_no_folders_above_it(fitted, tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import cli, comparison, evaluation, ledger, trials
-from scvae_jax.checks import InputError
-from scvae_jax.config import RECIPES
+from scvae_jax.checks import InputError, InputWarning
+from scvae_jax.config import RECIPES, DataConfig
+from scvae_jax.counts import prepare
 
 TINY = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), n_clusters=3)
 QUICK = sv.TrainConfig(epochs=2, batch_size=64)
@@ -34,6 +35,16 @@ def cells(small):
     adata.layers["binary"] = (adata.X > 0).astype(np.float32)
     adata.var["half"] = np.arange(adata.n_vars) < 20
     return adata
+
+
+def test_a_batch_without_a_training_cell_is_warned_of(cells):
+    adata = cells.copy()
+    adata.obs["part"] = np.where(adata.obs["batch"] == "batch_1", "test", "train")
+    adata.obs.loc[adata.obs_names[:5], "part"] = "validation"
+    config = DataConfig(batch_key="batch", split_key="part")
+    data = prepare(adata, config)
+    with pytest.warns(InputWarning, match="1 of 2 batches have no training cell"):
+        comparison._split("cells", data, None, config, QUICK, 1, {})
 
 
 @pytest.fixture

@@ -454,7 +454,8 @@ def test_denoise(types, fits):
     x = types.X.toarray()[:5, [0, *range(60)]]
     wider = anndata.AnnData(x, var={"gene": ["new", *types.var_names]})
     wider.var_names = wider.var["gene"]
-    sv.denoise(wider, fits)
+    with pytest.warns(InputWarning, match="^1 of 61 genes are not in the model"):
+        sv.denoise(wider, fits)
     assert np.isnan(wider.layers["scvae_denoised"][:, 0]).all()
     assert np.isfinite(wider.layers["scvae_denoised"][:, 1:]).all()
 
@@ -500,6 +501,27 @@ def test_which_number_of_clusters_is_recommended(numbers, stability, bounds, exp
     table = pd.DataFrame(dict(zip(columns, values, strict=True)))
     found = table["n_clusters"][sweep._recommended(table)]
     assert list(found) == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (8, "n_clusters=8, expected a ModelConfig of model='gmvae' and numbers to try"),
+        ((), "numbers to try, pass them"),
+        (range(2, 0, -1), None),
+        ((4, 0), "found n_clusters=0, expected a whole number"),
+    ],
+)
+def test_a_sweep_is_checked_before_the_first_fit(types, numbers, message, monkeypatch):
+    class Fitted(Exception):
+        """The first fit has begun."""
+
+    def fit_many(*_, **__):
+        raise Fitted
+
+    monkeypatch.setattr(sweep, "fit_many", fit_many)
+    with pytest.raises(InputError if message else Fitted, match=message):
+        sv.sweep_clusters(types, MIXTURE, n_clusters=numbers)
 
 
 @pytest.mark.slow

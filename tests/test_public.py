@@ -179,11 +179,11 @@ def test_the_cache_folder(monkeypatch, tmp_path):
 GENES = [("ENSG1", "A"), ("ENSG2", "B"), ("ENSG3", "A")]
 
 
-def archive(counts, barcodes, genes=GENES, *, newer=False, leave_out=()):
+def archive(counts, barcodes, genes=GENES, *, newer=False, leave_out=(), columns=2):
     """A .tar.gz of 10x Genomics; counts are cells by genes."""
     matrix = io.BytesIO()
     scipy.io.mmwrite(matrix, scipy.sparse.coo_matrix(np.asarray(counts).T))
-    rows = ["\t".join((*gene, "Gene Expression")[: 2 + newer]) for gene in genes]
+    rows = ["\t".join((*gene, "Gene Expression")[: columns + newer]) for gene in genes]
     files = {
         "matrix.mtx": matrix.getvalue(),
         "barcodes.tsv": "".join(f"{b}\n" for b in barcodes).encode(),
@@ -274,6 +274,7 @@ def test_archives(tmp_path):
         (whole[:40], "found a damaged file or another kind at"),
         (b"something else", "found a damaged file or another kind at"),
         (archive(counts, ["x", "y"], leave_out=["genes.tsv"]), "found matrix, barcode"),
+        (archive(counts, ["x", "y"], columns=1), "found a damaged file or ano"),
         (archive(counts, ["x"]), "found 2 cells by 3 genes, 1 barcodes and 3 names"),
     ):
         path.write_bytes(content)

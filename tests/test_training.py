@@ -296,18 +296,31 @@ def test_any_optimizer_and_schedule(small):
     assert own == {"own_optimizer", "own_kl_weight"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ({"learning_rate": [1e-3, 1e-2]}, {"optimizer": optax.adam(1e-3)}),
+        ({"thinning": [0.1], "free_rate": [1.0]}, {"optimizer": optax.adam(1e-3)}),
+        ({"kl_warmup": [0.1, 0.2]}, {"kl_weight": optax.constant_schedule(1.0)}),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(small, settings, given):
+    with pytest.raises(InputError, match="one's own, which does not read them"):
+        sv.fit_many(small, SMALL, settings=settings, **given)
+
+
 def test_what_a_fit_cannot_learn_from_is_warned_of(small):
     data = prepare(small, DataConfig(batch_key="batch"))
     split = np.full(120, "train", dtype="<U10")
-    training._warn_of_cells(data, split)
+    training.warn_of_cells(data, split)
     split[data.batch == 1] = "validation"
     with pytest.warns(InputWarning, match="^1 of 2 batches have no training cell"):
-        training._warn_of_cells(data, split)
+        training.warn_of_cells(data, split)
     data = data._replace(batch=0 * data.batch, batches=())
-    training._warn_of_cells(data, split)
+    training.warn_of_cells(data, split)
     twice = data._replace(cells=np.array(["a", "b", "a"] * 40))
     with pytest.warns(InputWarning, match="^118 names of cells repeat.*names_make_uni"):
-        training._warn_of_cells(twice, split)
+        training.warn_of_cells(twice, split)
 
 
 def test_kl_weight_rises_to_one_by_default(small):
