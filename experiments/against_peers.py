@@ -141,12 +141,15 @@ def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
         for tool in TOOLS
     }
     interval = nested_interval([differences])
+    of_cells = differences.mean(axis=0)
     return {
         "seeds": seeds,
         "n_cells": differences.shape[1],
         "bounds": {tool: float(stacked[tool].mean()) for tool in TOOLS},
         "difference": float(differences.mean()),
         "median_difference": float(np.median(differences)),
+        # of the sum over cells, what one cell is
+        "largest_share": float(of_cells.max() / of_cells.sum()),
         "interval": interval and list(interval),
         "relative_gain": float(differences.mean() / -stacked["scvi"].mean()),
         "seconds": seconds,
