@@ -259,7 +259,6 @@ def elbo(
             "expected free nats of at least 0 and kl 'analytic' or 'sampled', change "
             "them"
         )
-
     if gradient == "path" and (kl != "sampled" or known != [0.0, 0.0]):
         raise ValueError(
             f"found gradient='path' with kl={kl!r} and free nats of {free}, expected "

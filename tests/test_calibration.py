@@ -13,7 +13,7 @@ import scipy.optimize
 import scipy.stats
 
 import scvae_jax as sv
-from scvae_jax import batches, plots, prediction, preferences
+from scvae_jax import batches, calibration, plots, prediction, preferences
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
 from scvae_jax.models import from_config, named_likelihood
@@ -373,6 +373,16 @@ def test_a_view_with_genes_of_its_own(fitted, small):
     np.testing.assert_array_equal(
         view.var.loc[own.var_names, name], own.var[name].to_numpy()
     )
+
+
+def test_what_was_preferred_of_other_models_is_gone(small):
+    adata = small.copy()
+    for name in ("family", "gain_b", "gain_q_b", "log_score_b", "gained"):
+        adata.var[f"scvae_{name}"] = 1.0
+    fields = {"log_score_a": np.arange(40.0)}
+    calibration._write(adata, adata.var_names.to_numpy(), fields, "scvae")
+    expected = {"scvae_log_score_a", "scvae_log_score_b", "scvae_gained"}
+    assert {name for name in adata.var if name.startswith("scvae_")} == expected
 
 
 def test_false_positives_of_sparse_genes():
