@@ -54,7 +54,7 @@ def of_encoder(gradients):
     }
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.4])
+@pytest.mark.parametrize("beta", [pytest.param(1.0, marks=pytest.mark.slow), 0.4])
 @pytest.mark.parametrize("posterior", [None, "shared", "conditional"])
 def test_the_path_of_weighted_samples_is_the_formula(posterior, beta, batch):
     model, key, n_samples = some_model(posterior), jax.random.key(5), 3
@@ -99,7 +99,7 @@ def test_the_path_of_weighted_samples_is_the_formula(posterior, beta, batch):
 @pytest.mark.parametrize(
     "make",
     [
-        partial(objectives.elbo, kl="sampled"),
+        pytest.param(partial(objectives.elbo, kl="sampled"), marks=pytest.mark.slow),
         partial(objectives.importance_weighted, 4),
     ],
 )
@@ -163,7 +163,7 @@ def test_the_path_has_no_noise_where_q_is_exact():
                 terms = model.terms(params, key, cells, n, train=True)
                 return objective.loss(terms, 1.0).sum()
 
-            leaves = jax.tree.leaves(jax.grad(loss_of)(params)["encoder"])
+            leaves = jax.tree.leaves(jax.jit(jax.grad(loss_of))(params)["encoder"])
             size[gradient] = max(float(jnp.abs(leaf).max()) for leaf in leaves)
         assert size["path"] < 1e-4 < 1e-1 < size["total"]
 

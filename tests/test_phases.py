@@ -113,6 +113,7 @@ def test_each_phase_has_a_schedule_of_its_own(types, monkeypatch):
     np.testing.assert_array_equal(risen, [3, 4, *range(13, 21)])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* clusters have fewer than 1 %")
 def test_latents_of_few_counts_are_in_use_when_components_are_placed(monkeypatch):
     """Free nats keep what the weight of the KL would take from them."""
@@ -133,6 +134,7 @@ def test_latents_of_few_counts_are_in_use_when_components_are_placed(monkeypatch
     assert told[0] > 4.0 and told[1] < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* clusters have fewer than 1 %")
 def test_the_first_phase_takes_one_sample(types):
     """The second one takes as many as are asked for."""
@@ -289,6 +291,7 @@ def test_kl_weight_is_where_the_warm_up_ends(types):
     assert found.history[-1]["kl_weight"] == 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "gmvae"])
 def test_eight_seeds_by_vmap_agree_with_each_alone(types, name):
     """The first hundred steps of a phase, from one state."""
