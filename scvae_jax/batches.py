@@ -126,10 +126,10 @@ def to_device(
         # entry e of a cell that begins at row r has slot e of that row and those after
         # it; some cells at a time, as an address takes more than what it is of
         for first in range(0, len(n_rows), CELLS_AT_ONCE):
-            cells = slice(first, first + CELLS_AT_ONCE)
-            begin, *_, stop = x.indptr[first : first + CELLS_AT_ONCE + 1]
-            offset = start[cells] * ROW - x.indptr[:-1][cells]
-            slot = np.arange(begin, stop) + np.repeat(offset, n_nonzero[cells])
+            last = min(first + CELLS_AT_ONCE, len(n_rows))
+            begin, stop = x.indptr[first], x.indptr[last]
+            offset = start[first:last] * ROW - x.indptr[first:last]
+            slot = np.arange(begin, stop) + np.repeat(offset, n_nonzero[first:last])
             slots.reshape(-1)[slot] = entries[begin:stop]
         return jax.device_put(slots)
 
