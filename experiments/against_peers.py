@@ -49,7 +49,14 @@ TOOLS = ("scvae_jax", "scvi")
 N_SAMPLES = 500
 
 
-def ours(path: Path, likelihood: str, seed: int, batch_key: str | None) -> dict:
+def ours(
+    path: Path,
+    likelihood: str,
+    seed: int,
+    batch_key: str | None,
+    *,
+    n_samples: int = N_SAMPLES,
+) -> dict:
     """A fit by the command line; bounds of the test cells, latents of all cells."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -78,7 +85,7 @@ def ours(path: Path, likelihood: str, seed: int, batch_key: str | None) -> dict:
             fitted.model, fitted.params, cells, n_samples=n_samples
         )
 
-    test = bounds((adata.obs["split"] == "test").to_numpy(), N_SAMPLES)
+    test = bounds((adata.obs["split"] == "test").to_numpy(), n_samples)
     return {
         "elbo": test.elbo,
         "marginal": test.importance_weighted_bound,

@@ -53,7 +53,7 @@ SETS = {
         {},
     ),
 }
-NUMBERS = (2, 3, 4, 5, 6, 8, 10, 12, 15)
+NUMBERS = tuple(range(2, 16))
 SEEDS = (0, 1, 2)
 
 

@@ -56,7 +56,8 @@ def sweep_clusters(
     configs = [dataclasses.replace(config, n_clusters=k) for k in numbers]
     expect_scikit_learn()
     rows = []
-    for k, chosen in zip(numbers, configs, strict=True):
+    # the largest first: more clusters than training cells end a sweep at its start
+    for chosen in sorted(configs, key=lambda config: -config.n_clusters):
         fitted = fit_many(adata, chosen, train_config, seeds=seeds, **data)
         fits = (fitted, *fitted.alternatives)
         cells = cells_to_device(prepare_as(adata, fitted), slice(None))
@@ -68,13 +69,14 @@ def sweep_clusters(
         bounds = np.array([f.summary["validation_bound"] for f in fits])
         rows.append(
             {
-                "n_clusters": k,
+                "n_clusters": chosen.n_clusters,
                 "validation_bound": bounds.mean(),
                 "validation_bound_sd": bounds.std(ddof=1) if len(fits) > 1 else np.nan,
                 "stability": np.mean(pairs) if pairs else np.nan,
                 "clusters_used": np.mean([f.summary["clusters_used"] for f in fits]),
             }
         )
+    rows.sort(key=lambda row: numbers.index(row["n_clusters"]))
     table = pd.DataFrame(rows)
     return table.assign(recommended=_recommended(table))
 

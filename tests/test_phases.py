@@ -527,6 +527,19 @@ def test_a_sweep_is_checked_before_the_first_fit(types, numbers, message, monkey
         sv.sweep_clusters(types, MIXTURE, n_clusters=numbers)
 
 
+def test_a_sweep_with_more_clusters_than_cells_ends_at_its_start(types, monkeypatch):
+    tried = []
+
+    def fit_many(adata, config, *rest, **options):
+        tried.append(config.n_clusters)
+        return sv.fit_many(adata, config, *rest, **options)
+
+    monkeypatch.setattr(sweep, "fit_many", fit_many)
+    with pytest.raises(InputError, match=r"n_clusters=500 for \d+ training cells"):
+        sv.sweep_clusters(types, MIXTURE, n_clusters=(2, 500), seeds=(0,))
+    assert tried == [500]
+
+
 @pytest.mark.slow
 def test_a_sweep_over_the_number_of_clusters(types, tmp_path):
     table = sv.sweep_clusters(

@@ -1,0 +1,75 @@
+"""Importance-weighted bounds of 500 and of 5,000 decodes: have they converged?
+
+    python experiments/decodes.py --data ../shared/data --scvi SCVI_PYTHON \
+        --work peers --out experiments/decodes.json
+
+The first seed of rows of `against_peers.py`, whose folder it reads and adds to: the
+same fits made once more, on both sides, and their test cells scored by ten times as
+many samples. A fit that `--work` has is not made again; half an hour on one core.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import against_peers
+import numpy as np
+
+from scvae_jax.checkpoints import versions
+
+ROWS = (
+    ("kang_batches", "negative_binomial"),
+    ("kang_batches", "zero_inflated_negative_binomial"),
+    ("kang_batches", "poisson"),
+    ("pbmc4k", "negative_binomial"),
+)
+SEED = 0
+MORE = 10 * against_peers.N_SAMPLES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--scvi", required=True, help="a Python that has scvi-tools")
+    parser.add_argument("--work", type=Path, required=True, help="of against_peers.py")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    rows, known = [], versions()
+    for name, likelihood in ROWS:
+        path, batch_key = arguments.data / f"{name}.h5ad", against_peers.SETS[name]
+        given = (path, likelihood, SEED, batch_key)
+        bounds = {}
+        for tool in against_peers.TOOLS:
+            fit = f"{tool}.{name}.{likelihood}.{SEED}"
+            file = arguments.work / f"{fit}.{MORE}.npz"
+            if not file.exists():
+                made = (
+                    against_peers.ours(*given, n_samples=MORE)
+                    if tool == "scvae_jax"
+                    else against_peers.peer(arguments.scvi, *given, n_samples=MORE)
+                )
+                np.savez(file, **made)
+            more = dict(np.load(file))
+            known |= json.loads(str(more.get("versions", "{}")))
+            fewer = np.load(arguments.work / f"{fit}.npz")
+            bounds[tool] = {
+                "elbo": float(more["elbo"].mean(dtype=np.float64)),
+                str(against_peers.N_SAMPLES): float(
+                    fewer["marginal"].mean(dtype=np.float64)
+                ),
+                str(MORE): float(more["marginal"].mean(dtype=np.float64)),
+            }
+        row = {"set": name, "likelihood": likelihood, "seed": SEED, **bounds}
+        row["difference"] = {
+            n: bounds["scvae_jax"][n] - bounds["scvi"][n]
+            for n in (str(against_peers.N_SAMPLES), str(MORE))
+        }
+        rows.append(row)
+        print(row, flush=True)
+    result = {"rows": rows, "versions": known, "cores": len(os.sched_getaffinity(0))}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
