@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.sparse
-from common import N_STEPS, add, first_state, seconds, step_seconds
+from common import N_STEPS, first_state, seconds, step_seconds
 
 from scvae_jax import batches, objectives, steps
 from scvae_jax.config import ModelConfig
@@ -111,7 +112,7 @@ def floor(
         if "optimiser" not in parts:
             return (params, opt_state, gradients), None
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        params = add(params, updates)
+        params = optax.apply_updates(params, updates)
         # those of the products are made anew in every step
         return (params, opt_state, None if "products" in parts else gradients), None
 

@@ -43,35 +43,29 @@ def step_of(sizes: dict, config: ModelConfig) -> floor.Program:
 
 def growth(repeats: int) -> list[dict]:
     """Milliseconds of a step along each axis, the others at the base."""
-    rows = []
+    base = step_of(BASE, floor.plain_config())
+    programs = {}
     for axis, values in AXES.items():
-        sizes = {str(value): BASE | {axis: value} for value in values}
-        programs = {
-            name: step_of(size, floor.plain_config()) for name, size in sizes.items()
-        }
-        rows += _rows(axis, values, programs, repeats)
+        for value in values:
+            sizes = BASE | {axis: value}
+            at_base = sizes == BASE
+            made = base if at_base else step_of(sizes, floor.plain_config())
+            programs[axis, value] = made
     for posterior, values in MIXTURES.items():
-        programs = {
-            str(k): step_of(
-                BASE,
-                floor.plain_config(model="gmvae", n_clusters=k, posterior=posterior),
-            )
-            for k in values
-        }
-        rows += _rows(f"n_clusters, {posterior}", values, programs, repeats)
-    return rows
-
-
-def _rows(axis: str, values, programs: dict, repeats: int) -> list[dict]:
+        for k in values:
+            options = {"model": "gmvae", "n_clusters": k, "posterior": posterior}
+            program = step_of(BASE, floor.plain_config(**options))
+            programs[f"n_clusters, {posterior}", k] = program
+    # all in turns, so that the curves are of one machine
     times = seconds(programs, repeats)
     return [
         {
             "axis": axis,
             "value": value,
-            "milliseconds": round(1e3 * times[str(value)] / N_STEPS, 3),
-            "planned_megabytes": programs[str(value)].megabytes,
+            "milliseconds": round(1e3 * times[axis, value] / N_STEPS, 3),
+            "planned_megabytes": program.megabytes,
         }
-        for value in values
+        for (axis, value), program in programs.items()
     ]
 
 

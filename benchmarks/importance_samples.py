@@ -9,8 +9,8 @@ Temporary memory of an evaluation program is read off the compiler at each S.
 """
 
 import jax
+import optax
 from common import (
-    add,
     epoch_of,
     first_state,
     simulated_batches,
@@ -44,7 +44,7 @@ def measure(likelihood: str, n_genes: int, repeats: int) -> dict:
 
         gradients = jax.grad(loss)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = add(state.params, updates)
+        params = optax.apply_updates(state.params, updates)
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1)
 
     programs = {"before the draw": epoch_of(before_draw, state, batches)}

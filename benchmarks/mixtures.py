@@ -19,7 +19,8 @@ from multiprocessing import get_context
 
 import jax
 import jax.numpy as jnp
-from common import add, epoch_of, first_state, simulated_batches, step_seconds, write
+import optax
+from common import epoch_of, first_state, simulated_batches, step_seconds, write
 
 from scvae_jax import objectives, steps
 from scvae_jax.config import ModelConfig, completed
@@ -81,7 +82,7 @@ def measure(n_genes: int, repeats: int) -> dict:
             state.params,
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = add(state.params, updates)
+        params = optax.apply_updates(state.params, updates)
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1)
 
     start = (state.step, state.params["encoder"])

@@ -8,7 +8,7 @@ Sections: `floor` (a step against its matrix products and the optimiser's pass),
 original's VAE and GMVAE), `growth` (a step by part and by size, memory, slots) and
 `accelerator` (large batches and 28,000 genes, beside SCVI on the same GPU; left out on
 a CPU unless it is asked for). Those asked for replace what the JSON has of them. Peers
-have environments of their own; those that are not given are left out.
+have environments of their own; sections whose peer is not given are left out.
 
 Everywhere: simulated counts, a tenth of them non-zero; one hidden layer of 128, latent
 10, batch 128, dispersion per gene, library means; compilation apart; medians. With the
@@ -53,8 +53,8 @@ LIKELIHOODS = {
 K = 8
 
 
-def peers(python: str | None, repeats: int) -> list[dict]:
-    """Cells a second of training and of encoding; the sides take turns."""
+def peers(python: str, repeats: int) -> list[dict]:
+    """Cells a second of training and of encoding, ours before and after theirs."""
     rows = []
     for n_genes, n_obs in SIZES.items():
         adata = anndata.AnnData(floor.counts_of(n_obs, n_genes))
@@ -70,18 +70,16 @@ def beside_scvi(
     adata: anndata.AnnData,
     path: Path,
     likelihood: str,
-    python: str | None,
+    python: str,
     repeats: int,
 ) -> list[dict]:
     theirs, n_heads = LIKELIHOODS[likelihood]
     mine = [ours(adata, likelihood, n_heads, repeats)]
-    sides = {}
-    if python:
-        sides["scvi"] = scvi(python, path, theirs, repeats)
-        if theirs != "zinb":
-            sides["jaxscvi"] = scvi(python, path, theirs, repeats, "--jax")
-        # once more, as the machine may have drifted
-        mine.append(ours(adata, likelihood, n_heads, repeats))
+    sides = {"scvi": scvi(python, path, theirs, repeats)}
+    if theirs != "zinb":
+        sides["jaxscvi"] = scvi(python, path, theirs, repeats, "--jax")
+    # once more, as the machine may have drifted
+    mine.append(ours(adata, likelihood, n_heads, repeats))
     sides["scvae_jax"] = {
         name: statistics.mean(times[name] for times in mine) for name in mine[0]
     }
@@ -131,7 +129,7 @@ def scvi(python: str, path: Path, likelihood: str, repeats: int, *more: str) -> 
     return result | {n: statistics.median(result[n]) for n in ("train", "encode")}
 
 
-def original(python: str | None, repeats: int) -> list[dict]:
+def original(python: str, repeats: int) -> list[dict]:
     """Milliseconds of a step of the original's VAE and GMVAE, and of ours."""
     n_genes = 2000
     models = {"vae": {}}
@@ -147,28 +145,25 @@ def original(python: str | None, repeats: int) -> list[dict]:
         config = floor.plain_config(**options, **of_likelihood)
         programs[name, dispersion] = floor.ours(config, n_genes, cells)
     times = seconds(programs, repeats)
-    theirs, versions = {}, None
-    if python:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "cells.npz"
-            scipy.sparse.save_npz(path, floor.counts_of(20 * 128, n_genes))
-            script = str(Path(__file__).with_name("peer_original.py"))
-            for model in ("vae", "gmvae"):
-                options = ["--model", model, "--clusters", str(K), "--epochs", "5"]
-                answer = answer_of(python, script, str(path), *options)
-                theirs[model] = statistics.median(answer["seconds"])
-                versions = answer["versions"]
+    theirs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cells.npz"
+        scipy.sparse.save_npz(path, floor.counts_of(20 * 128, n_genes))
+        script = str(Path(__file__).with_name("peer_original.py"))
+        for model in ("vae", "gmvae"):
+            options = ["--model", model, "--clusters", str(K), "--epochs", "6"]
+            answer = answer_of(python, script, str(path), *options)
+            theirs[model] = statistics.median(answer["seconds"])
     rows = []
     for (name, dispersion), taken in times.items():
         taken /= N_STEPS
         row = {"model": name, "n_genes": n_genes, "n_clusters": K, "likelihood": "nb"}
         row["dispersion"] = dispersion
         row["milliseconds"] = round(1e3 * taken, 2)
-        if python:
-            other = theirs[name.split(",")[0]]
-            row["original_milliseconds"] = round(1e3 * other, 1)
-            row["times_original"] = round(other / taken, 1)
-            row["peer_versions"] = versions
+        other = theirs[name.split(",")[0]]
+        row["original_milliseconds"] = round(1e3 * other, 1)
+        row["times_original"] = round(other / taken, 1)
+        row["peer_versions"] = answer["versions"]
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
@@ -245,19 +240,18 @@ def main() -> None:
         "growth": lambda: growth.measure(arguments.data, repeats),
         "accelerator": lambda: accelerator.measure(arguments.scvi, repeats),
     }
-    sections = arguments.sections or [
-        name
-        for name in SECTIONS
-        if name != "accelerator" or jax.default_backend() != "cpu"
-    ]
+    absent = {"peers": not arguments.scvi, "original": not arguments.original}
+    for name in arguments.sections or ():
+        if absent.get(name):
+            parser.error(f"found no Python for the section {name}, give its peer's")
+    absent["accelerator"] = jax.default_backend() == "cpu"
+    sections = arguments.sections or [n for n in SECTIONS if not absent.get(n)]
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in sections:
-        measured = {"repeats": repeats} | machine()
-        if name == "accelerator":
-            # from a machine of its own
-            result[name] = measures[name]() | measured
-        else:
-            result |= {name: measures[name]()} | measured
+        result[name] = measures[name]()
+        # a section may be of another day or machine than the others
+        of_section = {name: {"repeats": repeats} | machine()}
+        result["measured"] = result.get("measured", {}) | of_section
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, arguments.out.with_suffix(".png"))
 

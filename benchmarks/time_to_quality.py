@@ -5,8 +5,8 @@
 
 SCVI trains at its defaults on the same training and validation cells, negative
 binomial, 10 latent dimensions; its goal is its own validation ELBO at the end. Ours is
-the command `scvae-jax train` with a higher rate, the same for all sets, and as few
-epochs as reach the goal (chosen on validation cells), by the clock of the shell:
+the command `scvae-jax train` with a higher rate, the same for all sets, and few epochs
+that reach the goal (how many, validation cells chose), by the clock of the shell:
 importing, reading, compiling and saving included, once with an empty cache of compiled
 programs and once more. SCVI's time runs from the start of its imports to the end of its
 training; what it takes to look at the validation cells, which tells when it crosses its
@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import machine
+from common import answer_of, machine
 
 # 54 to 324 steps
 SETS = {
@@ -45,11 +45,7 @@ def ours(path: Path, epochs: int, batch_key: str | None) -> dict:
             command += ["--out", f"{folder}/{name}", *options, "--json"]
             start = time.perf_counter()
             done = subprocess.run(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                check=True,
-                env=environment,
+                command, stdout=subprocess.PIPE, check=True, env=environment
             )
             seconds = time.perf_counter() - start
             figures = json.loads(done.stdout)
@@ -65,10 +61,7 @@ def peer(python: str, path: Path, batch_key: str | None) -> dict:
     command = [python, str(Path(__file__).with_name("peer_scvi.py")), "quality"]
     command += [str(path), "--likelihood", "nb"]
     command += ["--batch-key", batch_key] if batch_key else []
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-    )
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures = answer_of(*command)
     goal = figures["validation_elbo"]
     epochs = zip(figures["epoch_ended"], figures["epoch_validation_elbo"], strict=False)
     crossed = next((ended for ended, elbo in epochs if elbo >= goal), None)

@@ -1,7 +1,7 @@
 """Held-out bounds and clusters beside SCVI at its defaults, same cells and cores.
 
-    python experiments/against_peers.py --data ../shared/data --scvi SCVI_PYTHON \
-        --work peers --out experiments/against_peers.json
+    taskset -c 0 python experiments/against_peers.py --data ../shared/data \
+        --scvi SCVI_PYTHON --work peers --out experiments/against_peers.json
 
 Both train on cells marked train, each fit in a process of its own and with nothing
 kept from the one before; ours is the command `scvae-jax train` at its defaults, which
@@ -10,7 +10,7 @@ stops by the validation cells. Test cells are scored by importance-weighted boun
 bootstraps over seeds and cells. Seconds are those of the process: ours from its start
 to a saved run, SCVI's from the start of its imports to the end of its training. A row
 that `--work` has already is not made again; SCVI takes hours (worm_neurons: half an
-hour a fit on one core). Start it under `taskset` to hold both to the same cores.
+hour a fit on one core). `taskset` holds both to the same core.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from sklearn.metrics import adjusted_rand_score
 import scvae_jax as sv
 from scvae_jax import evaluation, scores, training
 from scvae_jax.checkpoints import versions
+from scvae_jax.ledger import whole
 from scvae_jax.ranking import nested_interval
 
 SETS = {
@@ -68,11 +69,7 @@ def ours(
         environment = os.environ | {"XDG_CACHE_HOME": folder}
         start = time.perf_counter()
         done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=True,
-            env=environment,
+            command, stdout=subprocess.PIPE, check=True, env=environment
         )
         seconds = time.perf_counter() - start
         fitted = sv.load(run)
@@ -114,11 +111,15 @@ def peer(
         command += ["--samples", str(n_samples), "--out", str(out)]
         command += ["--settings", json.dumps(settings or {}), "--part", part]
         command += ["--batch-key", batch_key] if batch_key else []
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-        )
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         row = dict(np.load(out))
     return row | {"versions": json.dumps(json.loads(done.stdout.splitlines()[-1]))}
+
+
+def save(file: Path, row: dict) -> None:
+    """Keep a fit: what is there is whole."""
+    with whole(file) as part:
+        np.savez(part, **row)
 
 
 def figures(row: dict, labels: np.ndarray | None, seed: int) -> dict:
@@ -194,7 +195,7 @@ def main() -> None:
             if tool == "scvi" and not arguments.scvi:
                 continue
             row = ours(*given) if tool == "scvae_jax" else peer(arguments.scvi, *given)
-            np.savez(file, **row)
+            save(file, row)
             print(file.name, figures(row, None, seed), flush=True)
     fits, rows, peer_versions = [], [], {}
     for name, likelihood in itertools.product(SETS, LIKELIHOODS):

@@ -17,8 +17,6 @@ not made again.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -37,7 +35,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import scvae_jax as sv
 from scvae_jax import counts, evaluation, training
-from scvae_jax.checkpoints import versions
+from scvae_jax.ledger import whole
 
 SETS = [
     "hashed_doublets",
@@ -100,9 +98,7 @@ def of_scvi(python: str, cells: anndata.AnnData, options: dict, seed: int) -> di
         command += ["--samples", "0"]
         if "batch_key" in options:
             command += ["--batch-key", options["batch_key"]]
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-        )
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         known = json.dumps(json.loads(done.stdout.splitlines()[-1]))
         return dict(np.load(out)) | {"versions": known}
 
@@ -129,7 +125,8 @@ def of_components(cells: anndata.AnnData) -> dict:
 def kept(made: Callable[[], dict], file: Path) -> dict:
     """What a fit has left in a file, or leaves there now."""
     if not file.exists():
-        np.savez(file, **made())
+        with whole(file) as part:
+            np.savez(part, **made())
     return dict(np.load(file))
 
 
@@ -251,14 +248,11 @@ def main() -> None:
         row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
         row |= {"seeds": arguments.seeds}
         row |= {tool: clusters.spread(of) for tool, of in found.items()}
-        # read again: another run may have written rows meanwhile
-        kept_rows = [o for o in clusters.written(arguments.out) if o["set"] != name]
-        rows = sorted([*kept_rows, row], key=lambda row: SETS.index(row["set"]))
-        known = versions() | peer_versions | {"scanpy": metadata.version("scanpy")}
-        known |= {"python": platform.python_version()}
-        result = {"rows": rows, "versions": known}
-        result |= {"cores": len(os.sched_getaffinity(0))}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        known = peer_versions | {"scanpy": metadata.version("scanpy")}
+        clusters.add_row(
+            arguments.out, row, lambda row: SETS.index(row["set"]), versions=known
+        )
+    result = json.loads(arguments.out.read_text())
     for rows_of in (readme_tables.clusters_against_peers, readme_tables.depth):
         print("\n".join(readme_tables.lines_of(rows_of(result))))
 

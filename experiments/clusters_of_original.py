@@ -1,6 +1,6 @@
 """Clusters of the original's GMVAE, on the cells of `clusters_against_peers.py`.
 
-    python experiments/clusters_of_original.py --data ../shared/data \
+    taskset -c 0 python experiments/clusters_of_original.py --data ../shared/data \
         --original SCVAE_PYTHON --out experiments/clusters_of_original.json
 
 The paper's recipe for blood cells (`peer_original.py`), 10 latents, and as many
@@ -11,7 +11,6 @@ already is not made again; one takes from ten minutes to an hour on a core.
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -35,9 +34,7 @@ def of_original(python: str, cells, k: int, seed: int) -> tuple[dict, dict]:
         np.save(folder / "split.npy", cells.obs["split"].to_numpy().astype(str))
         command = [python, str(Path(__file__).with_name("peer_original.py")), name]
         command += ["--clusters", str(k), "--seed", str(seed)]
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-        )
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         known = json.loads(done.stdout.splitlines()[-1])
         return dict(np.load(folder / "row.npz")), known
 
@@ -73,7 +70,6 @@ def main() -> None:
             row,
             lambda row: (sets.index(row["set"]), row["seed"]),
             versions=known,
-            cores=len(os.sched_getaffinity(0)),
         )
 
 

@@ -49,7 +49,7 @@ def main() -> None:
                     if tool == "scvae_jax"
                     else against_peers.peer(arguments.scvi, *given, n_samples=MORE)
                 )
-                np.savez(file, **made)
+                against_peers.save(file, made)
             more = dict(np.load(file))
             known |= json.loads(str(more.get("versions", "{}")))
             fewer = np.load(arguments.work / f"{fit}.npz")

@@ -13,14 +13,13 @@ twenty a set, of two to seven minutes each on one core.
 """
 
 import argparse
+import itertools
 import json
-import os
 from pathlib import Path
 
 import against_peers
+import clusters
 import numpy as np
-
-from scvae_jax.checkpoints import versions
 
 # None of them is SCVI's default
 SETTINGS = {
@@ -59,7 +58,7 @@ class Trials:
                 part=part,
                 n_samples=n_samples,
             )
-            np.savez(file, **row)
+            against_peers.save(file, row)
         return dict(np.load(file))
 
     def __call__(self, settings: dict) -> float:
@@ -100,23 +99,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
-    rows, known = [], versions()
+
+    def of_ours(name: str, seed: int) -> Path:
+        return arguments.work / f"scvae_jax.{name}.{LIKELIHOOD}.{seed}.npz"
+
+    for name, seed in itertools.product(arguments.only, arguments.seeds):
+        if not of_ours(name, seed).exists():
+            parser.error(f"found no {of_ours(name, seed)}, run against_peers.py first")
     for name in arguments.only:
+        known = {}
         trials = Trials(arguments.scvi, arguments.data, arguments.work, name)
         settings = searched(trials)
         found = {tool: {} for tool in against_peers.TOOLS}
         for seed in arguments.seeds:
             theirs = trials.fit(settings, seed, "test", against_peers.N_SAMPLES)
-            ours = arguments.work / f"scvae_jax.{name}.{LIKELIHOOD}.{seed}.npz"
-            found["scvi"][seed], found["scvae_jax"][seed] = theirs, dict(np.load(ours))
+            found["scvi"][seed] = theirs
+            found["scvae_jax"][seed] = dict(np.load(of_ours(name, seed)))
             known |= json.loads(str(theirs["versions"]))
         row = {"set": name, "likelihood": LIKELIHOOD, "settings": settings}
         row |= against_peers.compared(found, arguments.seeds)
-        rows.append(row | {"trials": trials.tried})
-        print({key: row[key] for key in row if key != "trials"}, flush=True)
-        result = {"rows": rows, "versions": known}
-        result |= {"cores": len(os.sched_getaffinity(0))}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        # seconds are compared at defaults, where both sides took turns
+        del row["seconds"], row["times_faster"]
+        print(row, flush=True)
+        row["trials"] = trials.tried
+        clusters.add_row(
+            arguments.out, row, lambda row: SETS.index(row["set"]), versions=known
+        )
 
 
 if __name__ == "__main__":

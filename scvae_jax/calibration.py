@@ -19,7 +19,7 @@ from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
-from scvae_jax.counts import gene_names
+from scvae_jax.counts import expect_anndata, gene_names
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences
@@ -37,9 +37,11 @@ TINY = 1e-300
 class Calibration(NamedTuple):
     """What a model expects of held-out counts beside what there is.
 
+    Of several fits the first, the best, is looked at, apart from the log score.
+
     Attributes:
         summary: n_cells, n_genes, split, n_samples and n_fits; log_score, the mean
-            over cells of the sum over genes of log p(x_g | x_seen), nats;
+            over cells and fits of the sum over genes of log p(x_g | x_seen), nats;
             pit_distance, the largest difference of the cumulative `pit` from uniform;
             zeros and expected_zeros, shares of all entries; variance_ratio, the
             median of observed by expected variance over the genes that are seen;
@@ -51,7 +53,8 @@ class Calibration(NamedTuple):
             many entries that are all but surely zero would drown the others.
         genes: a row for each gene, over cells: mean, expected_mean, variance,
             expected_variance (squared counts), zeros, expected_zeros (shares),
-            pit_distance (some 0.9 / sqrt(cells) by chance), log_score (nats per cell).
+            pit_distance (some 0.9 / sqrt(cells) by chance), log_score (nats per cell,
+            mean over fits).
         cells: a row for each cell: total, expected_total and expected_sd of the counts
             of its first hidden half.
     """
@@ -104,7 +107,7 @@ def calibrate(
         of its likelihood. `scvae_jax.plots.calibration` draws them. Fields written, NaN
         for genes that the models do not know:
 
-        var["scvae_log_score_NAME"]: mean log p(x_g | x_seen), nats per cell.
+        var["scvae_log_score_NAME"]: mean log p(x_g | x_seen) over cells and fits, nats.
         var["scvae_pit_distance_NAME"]: largest difference of the cumulative transform
             of the gene from uniform.
 
@@ -114,7 +117,7 @@ def calibrate(
             " | "; one name where the gene has a preference; missing if not tested
             (categorical).
         var["scvae_gain_NAME"]: of each model after the first, its log score less that
-            of the first, nats per cell.
+            of the first, nats per cell; both are means over fits.
         var["scvae_gain_q_NAME"]: the least false discovery rate at which that
             difference counts, in either direction; NaN if not tested.
 
@@ -134,6 +137,7 @@ def calibrate(
             f"found false_discovery_rate={false_discovery_rate!r}, expected a number "
             "between 0 and 1, change it"
         )
+    expect_anndata(adata)
     fits = _fits_of(adata, fitted)
     for name in (key_added, *fits):
         check_field("name of a model or key_added", name)
@@ -159,7 +163,7 @@ def calibrate(
     measured, moments = _measure(fits, cells, x, **options)
     result = {}
     for name, found in measured.items():
-        genes, pit = _table(found.sums, x.shape[0], data.genes)
+        genes, pit = _table(found, x.shape[0], data.genes)
         columns = ["total", "expected_total", "expected_sd"]
         of_cells = pd.DataFrame(found.totals, data.cells[where], columns)
         summary = {
@@ -239,9 +243,9 @@ class _Measured(NamedTuple):
     """Sums over cells, of one model.
 
     Attributes:
-        sums: [8 + N_BINS, G] from `_sums`.
+        sums: [7 + N_BINS, G] from `_sums`, of the first fit.
         scores: [n_fits, G] sums of log p(x_g | x_seen).
-        totals: [n, 3] as in `Predicted`.
+        totals: [n, 3] as in `Predicted`, of the first fit.
     """
 
     sums: np.ndarray
@@ -265,7 +269,7 @@ def _measure(
         the differences in log score, fits averaged, and of their squares.
     """
     n_genes = x.shape[1]
-    sums = {name: np.zeros((8 + N_BINS, n_genes)) for name in fits}
+    sums = {name: np.zeros((7 + N_BINS, n_genes)) for name in fits}
     scores = {name: np.zeros((len(models), n_genes)) for name, models in fits.items()}
     totals = {name: [] for name in fits}
     moments = {pair: np.zeros((2, n_genes)) for pair in itertools.combinations(fits, 2)}
@@ -309,7 +313,7 @@ def _measure(
 
 
 def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
-    """Sums over cells that `_table` needs, and the histogram: [8 + N_BINS, G]."""
+    """Sums over cells that `_table` needs, and the histogram: [7 + N_BINS, G]."""
     parts = (
         x,
         x.astype(np.float64) ** 2,
@@ -318,7 +322,6 @@ def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
         found.mean.astype(np.float64) ** 2,
         found.variance,
         found.zero,
-        found.log_prob,
     )
     sums = np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
     # u = P(X < x) + v P(X = x), v ~ U(0, 1): uniform where the model is right [1]
@@ -332,13 +335,13 @@ def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
 
 
 def _table(
-    sums: np.ndarray, n_cells: int, genes: np.ndarray
+    found: _Measured, n_cells: int, genes: np.ndarray
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """`Calibration.genes` and its `pit`."""
-    mean, square, zeros, expected, expected_square, within, zero, score = (
-        sums[:-N_BINS] / n_cells
+    mean, square, zeros, expected, expected_square, within, zero = (
+        found.sums[:-N_BINS] / n_cells
     )
-    pit = sums[-N_BINS:]
+    pit = found.sums[-N_BINS:]
     columns = {
         "mean": mean,
         "expected_mean": expected,
@@ -348,7 +351,7 @@ def _table(
         "zeros": zeros,
         "expected_zeros": zero,
         "pit_distance": _distance(pit),
-        "log_score": score,
+        "log_score": found.scores.mean(axis=0) / n_cells,
     }
     pit = pit.sum(axis=1)
     return pd.DataFrame(columns, index=genes), pit / max(pit.sum(), TINY)

@@ -132,7 +132,8 @@ def compare(
         comparable_bound: importance-weighted, with log_prob_total (or 0) added.
         null_log_likelihood: of depth x the mean profile of the training cells under the
             same family, all else of it fitted to them; given the total where the bound
-            is. share_explained: (L - L_null) / (L_best - L_null).
+            is; None for densities where a gene does not vary between training cells.
+            share_explained: (L - L_null) / (L_best - L_null).
         difference (of ranks): to the reference, on identical cells, over the seeds that
             both have, with the ends low and high of its 95 % interval by a bootstrap
             over seeds and cells; there is none with one seed.

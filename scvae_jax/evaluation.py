@@ -331,7 +331,9 @@ def evaluate(
         "clusters_used": 0,
     }
     if not fitted.own_likelihood:
-        result["conditions_on_total"] = conditions_on_total(fitted.config)
+        # a depth that is given is not the total
+        of_total = fitted.data_config.size_factor_key is None
+        result["conditions_on_total"] = of_total and conditions_on_total(fitted.config)
     n_clusters = fitted.model.n_clusters
     if n_clusters:
         codes = figures.probabilities.argmax(axis=1)

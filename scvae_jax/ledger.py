@@ -60,10 +60,13 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
                 f"({listing(changed)}), expected the same to go on with, choose "
                 "another path or replace it (overwrite=True, --overwrite)"
             )
-        if overwrite and (changed or any((folder / name).exists() for name in TABLES)):
-            place, folder = folder, folder.with_name(f".{folder.name}-new")
-            known = _read_settings(folder / SETTINGS)
-            if known is None or _changed(known, settings):
+        beside = folder.with_name(f".{folder.name}-new")
+        begun = _read_settings(beside / SETTINGS)
+        stopped = begun is not None and not _changed(begun, settings)
+        finished = any((folder / name).exists() for name in TABLES)
+        if overwrite and (changed or finished or stopped):
+            place, folder, known = folder, beside, begun
+            if not stopped:
                 # of an earlier call that was stopped
                 shutil.rmtree(folder, ignore_errors=True)
                 known = {}
@@ -110,13 +113,14 @@ def _read_settings(path: Path) -> Row | None:
     return known if mine else None
 
 
-def _changed(known: Row, settings: Row) -> list[str]:
-    """The settings that differ; what only one of the two has does not."""
+def _changed(known: Row, settings: Row, grows: bool = True) -> list[str]:
+    """The settings that differ; where it grows, not those that only one of them has."""
     found = []
-    for name, value in settings.items():
-        old = known.get(name, value)
+    for name in sorted(known.keys() & settings.keys() if grows else known | settings):
+        old, value = known.get(name), settings.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
-            inner = _changed(old, value)
+            # of data sets there may be more; a recipe with more is another one
+            inner = _changed(old, value, grows=name == "data")
             # a digest tells nobody anything
             found += ["the cells themselves"] if inner and name == "data" else inner
         elif old != value:

@@ -81,6 +81,7 @@ def cluster_sweep(table: Any, path: str | Path) -> None:
     """
     figure = _figure(6.4, 5.4)
     bound, stability = figure.subplots(2, 1, sharex=True)
+    table = table.sort_values("n_clusters")
     k = table["n_clusters"]
     spread = table["validation_bound_sd"].fillna(0.0)
     bound.errorbar(k, table["validation_bound"], yerr=spread, marker="o", capsize=3)
@@ -122,9 +123,10 @@ def differences(ranks: Any, path: str | Path) -> None:
         axes.errorbar(difference, place, xerr=spread, fmt="o", capsize=3)
         axes.set(yticks=place, yticklabels=rows["likelihood"] + ", " + rows["model"])
         axes.set(ylim=(len(rows) - 0.5, -0.5), title=f"{data} ({kind})")
-        axes.set(xlabel=f"difference to {rows['reference'].iloc[0]}, nats per cell")
+        axes.set(xlabel=f"nats per cell above {rows['reference'].iloc[0]}")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(path), dpi=130)
+    # titles and labels may be wider than the axes
+    figure.savefig(Path(path), dpi=130, bbox_inches="tight")
 
 
 def bounds_and_clusters(table: Any, path: str | Path) -> None:
@@ -146,12 +148,14 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
     figure = _figure(5.0 + _width_of_names(table), 3.8 * len(panels))
     every = figure.subplots(len(panels), 1, squeeze=False)
     for axes, ((data, kind), rows) in zip(every[:, 0], panels, strict=True):
-        entries = rows.groupby(["likelihood", "model"], sort=False)
-        for number, ((likelihood, model), fits) in enumerate(entries):
+        colours = {name: f"C{i}" for i, name in enumerate(rows["likelihood"].unique())}
+        for (likelihood, model), fits in rows.groupby(
+            ["likelihood", "model"], sort=False
+        ):
             axes.scatter(
                 fits["comparable_bound"].astype(float),
                 fits[score].astype(float),
-                color=f"C{number % 10}",
+                color=colours[likelihood],
                 marker={"vae": "o"}.get(model, "s"),
                 label=f"{likelihood}, {model}",
             )

@@ -2,6 +2,8 @@
 
 References:
     [1] Benjamini & Hochberg, Controlling the false discovery rate, 1995.
+    [2] Satterthwaite, An approximate distribution of estimates of variance
+        components, 1946.
 """
 
 from typing import Any
@@ -45,7 +47,8 @@ def preferences(
             if len(scores[name]) > 1
         )
         gain[pair] = mean
-        p[pair] = two_sided(mean, of_cells, of_fits, n_cells, tested)
+        freedom = sum(len(scores[name]) - 1 for name in pair)
+        p[pair] = two_sided(mean, of_cells, of_fits, n_cells, freedom, tested)
     q = np.full((len(p), len(tested)), np.nan)
     if tested.any():
         values = np.stack(list(p.values()))[:, tested]
@@ -78,19 +81,21 @@ def two_sided(
     of_cells: np.ndarray,
     of_fits: np.ndarray | float,
     n_cells: int,
+    freedom: int,
     tested: np.ndarray,
 ) -> np.ndarray:
     """Two-sided p-values of means against 0 (give or take ROUNDING), by Student's t.
 
     A few fits say little of the spread between fits of a single gene. It is therefore
     taken to be at least the share of the spread between cells that it is in the mean
-    over the tested genes.
+    over the tested genes. Degrees of freedom are those of [2].
 
     Args:
         mean: [G].
         of_cells: [G] squared standard error of the mean by the spread between cells.
         of_fits: [G] that by the spread between fits; 0 where there is one of each.
         n_cells: n.
+        freedom: degrees of freedom of `of_fits`.
         tested: [G] the genes in question.
 
     Returns:
@@ -101,6 +106,10 @@ def two_sided(
     share = np.broadcast_to(of_fits, mean.shape) / safe
     pooled = share[tested & varies].mean() if (tested & varies).any() else 0.0
     excess = np.maximum(np.abs(mean) - ROUNDING, 0.0)
-    t = excess / np.sqrt(safe * (1.0 + np.maximum(share, pooled)))
-    p = 2.0 * scipy.special.stdtr(max(n_cells - 1, 1), -t)
+    share = np.maximum(share, pooled)
+    t = excess / np.sqrt(safe * (1.0 + share))
+    # (sum_i v_i)^2 / df = sum_i v_i^2 / df_i, v the variances of cells and fits [2]
+    inverse = 1.0 / max(n_cells - 1, 1) + share**2 / max(freedom, 1)
+    df = (1.0 + share) ** 2 / inverse
+    p = 2.0 * scipy.special.stdtr(df, -t)
     return np.where(varies, p, 1.0)

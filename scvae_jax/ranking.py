@@ -1,13 +1,12 @@
 """Fits of a comparison to a tidy table, and to ranks with intervals."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scvae_jax.checks import listing
-from scvae_jax.scores import rand_index
+from scvae_jax.scores import between
 
 # resamples behind an interval, and what it covers
 N_RESAMPLES = 2000
@@ -59,6 +58,7 @@ def entry_name(likelihood: str, model: str) -> str:
 
 def nested_interval(
     differences: Sequence[np.ndarray],
+    cells: Sequence[np.ndarray] | None = None,
     *,
     n_resamples: int = N_RESAMPLES,
     level: float = LEVEL,
@@ -66,13 +66,15 @@ def nested_interval(
 ) -> tuple[float, float] | None:
     """Interval of a mean over seeds and cells, by a bootstrap over both.
 
-    A resample draws seeds with replacement, and then cells, the same for all seeds, as
-    all seeds saw the same cells. Splits are averaged and not resampled. The variance of
+    A resample draws cells with replacement, the same for all seeds and splits, as all
+    seeds saw the same cells and splits share some; and seeds of each split. Splits are
+    averaged and not resampled. The variance of
     R resampled seeds is (R - 1) / R of what it should be, a half with two of them, so
     deviations between seeds are stretched by the root of R / (R - 1).
 
     Args:
         differences: for each split [R, n], a row for each seed.
+        cells: for each split [n] which cells these are; None: those of a single split.
         n_resamples: their number.
         level: share of the resamples that the interval holds.
         seed: of the draws.
@@ -82,16 +84,34 @@ def nested_interval(
     """
     if min(len(each) for each in differences) < 2:
         return None
+    if cells is None:
+        (only,) = differences
+        cells = [np.arange(only.shape[1])]
+    distinct, position = np.unique(np.concatenate(cells), return_inverse=True)
+    positions = np.split(position, np.cumsum([len(each) for each in cells])[:-1])
+    stretched = []
+    for each in differences:
+        centre = each.mean(axis=0, dtype=np.float64)
+        stretched.append(
+            centre + (each - centre) * (len(each) / (len(each) - 1)) ** 0.5
+        )
     rng = np.random.default_rng(seed)
     means = np.zeros(n_resamples)
-    for each in differences:
-        n_seeds, n_cells = each.shape
-        centre = each.mean(axis=0, dtype=np.float64)
-        each = centre + (each - centre) * np.sqrt(n_seeds / (n_seeds - 1))
-        for i in range(n_resamples):
-            seeds = rng.integers(n_seeds, size=n_seeds)
-            cells = rng.integers(n_cells, size=n_cells)
-            means[i] += each[seeds].mean(axis=0)[cells].mean() / len(differences)
+    for i in range(n_resamples):
+        of_seeds = [
+            each[rng.integers(len(each), size=len(each))].mean(axis=0)
+            for each in stretched
+        ]
+        drawn = rng.integers(len(distinct), size=len(distinct))
+        times = np.bincount(drawn, minlength=len(distinct))
+        means[i] = np.mean(
+            [
+                np.average(each, weights=times[mine])
+                for each, mine in zip(of_seeds, positions, strict=True)
+                # of a split with very few cells none may be drawn
+                if times[mine].any()
+            ]
+        )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -116,10 +136,11 @@ def tabulate(fits: Sequence[Fit]) -> list[Row]:
             row["comparable_bound"] = float(fit.comparable.mean())
             row["stability"] = stability[fit.column, fit.entry, split]
             # (L - L_null) / (L_best - L_null), all of them given the total where L is
-            gain = row["importance_weighted_bound"] - row["null_log_likelihood"]
+            null = row["null_log_likelihood"]
             top = bounds[fit.column].get(best[fit.column], {}).get(split)
-            if top:
-                possible = _of_seeds(top) - total - row["null_log_likelihood"]
+            if top and null is not None:
+                gain = row["importance_weighted_bound"] - null
+                possible = _of_seeds(top) - total - null
                 row["share_explained"] = gain / possible if possible > 0 else None
         rows.append(row)
     return rows
@@ -157,19 +178,10 @@ def _stability(fits: Sequence[Fit]) -> dict[tuple[Column, str, Any], float | Non
     codes: dict[tuple[Column, str, Any], list[np.ndarray]] = {}
     for fit in fits:
         if fit.cells:
-            key = fit.column, fit.entry, fit.row["split"]
-            codes.setdefault(key, []).append(fit.cells["cluster"])
-    found = {}
-    for key, seeds in codes.items():
-        clustered = [code[code >= 0] for code in seeds]
-        # two partitions with all cells in one cluster agree on nothing
-        agree = [
-            rand_index(one, other)
-            for one, other in itertools.combinations(clustered, 2)
-            if max(len(np.unique(one)), len(np.unique(other))) > 1
-        ]
-        found[key] = float(np.median(agree)) if agree else None
-    return found
+            key, code = (fit.column, fit.entry, fit.row["split"]), fit.cells["cluster"]
+            codes.setdefault(key, []).append(code[code >= 0])
+    agree = {key: between(seeds) for key, seeds in codes.items()}
+    return {key: float(np.median(of)) if of else None for key, of in agree.items()}
 
 
 def rank(
@@ -189,6 +201,11 @@ def rank(
         both have, in nats per cell; `low` and `high` are the ends of its 95 % interval.
         What is not defined is None.
     """
+    cells = {
+        (fit.row["data"], fit.row["split"]): fit.cells["cell"]
+        for fit in fits
+        if fit.cells
+    }
     found = []
     for column, entries in _bounds(fits).items():
         means = {name: _mean(splits) for name, splits in entries.items()}
@@ -211,7 +228,10 @@ def rank(
             if versus == name:
                 row["difference"] = 0.0
             elif versus is not None:
-                row |= _difference(entries[name], entries[versus])
+                of_data = {
+                    split: cells.get((column[0], split)) for split in entries[name]
+                }
+                row |= _difference(entries[name], entries[versus], of_data)
             found.append(row)
     return found
 
@@ -245,7 +265,7 @@ def _entry(rows: Sequence[Row]) -> Row:
     }
 
 
-def _difference(mine: Splits, other: Splits) -> Row:
+def _difference(mine: Splits, other: Splits, cells: dict[Any, np.ndarray]) -> Row:
     """Mean difference on identical cells over the seeds of both, and its interval."""
     common = {split: sorted(mine[split].keys() & other[split].keys()) for split in mine}
     if not all(common.values()):
@@ -254,7 +274,10 @@ def _difference(mine: Splits, other: Splits) -> Row:
         np.stack([mine[split][seed] - other[split][seed] for seed in seeds])
         for split, seeds in common.items()
     ]
-    low, high = nested_interval(differences) or (None, None)
+    low, high = nested_interval(differences, [cells[split] for split in common]) or (
+        None,
+        None,
+    )
     mean = float(np.mean([each.mean() for each in differences]))
     return {"difference": mean, "low": low, "high": high}
 
@@ -296,7 +319,7 @@ def remarks(fits: Sequence[Fit], ranks: Sequence[Row]) -> list[str]:
     said += [
         f"{row['n_failed']} of {row['n_failed'] + row['n_fits']} fits of "
         f"{entry_name(row['likelihood'], row['model'])} on {row['data']} ended early "
-        "and are left out"
+        "and are left out, so that its rank is by other seeds than that of others"
         for row in ranks
         if row["n_failed"]
     ]

@@ -1,6 +1,8 @@
 """Agreement of clusters with labels, and with each other. No jax."""
 
 import importlib.util
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,21 @@ def rand_index(one: np.ndarray, other: np.ndarray) -> float:
     from sklearn import metrics
 
     return float(metrics.adjusted_rand_score(one, other))
+
+
+def between(partitions: Sequence[np.ndarray]) -> list[float]:
+    """Adjusted Rand index of each pair of partitions [n].
+
+    Two with all cells in one cluster agree on nothing, and are left out.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
+    return [
+        rand_index(one, other)
+        for one, other in itertools.combinations(partitions, 2)
+        if max(len(np.unique(one)), len(np.unique(other))) > 1
+    ]
 
 
 def expect_labels(labels: np.ndarray, key: str) -> np.ndarray:

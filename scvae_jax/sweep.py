@@ -1,7 +1,7 @@
 """How many clusters: mixtures of several numbers, and which of them to take."""
 
 import dataclasses
-import itertools
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,11 +9,13 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from scvae_jax.checks import InputError, plain
+from scvae_jax.checks import InputError, InputWarning, listing, plain
 from scvae_jax.config import ModelConfig, TrainConfig
 from scvae_jax.evaluation import cell_bounds, prepare_as
-from scvae_jax.scores import expect_scikit_learn, rand_index
+from scvae_jax.scores import between, expect_scikit_learn
 from scvae_jax.training import cells_to_device, fit_many
+
+FIGURES = ("validation_bound", "validation_bound_sd", "stability", "clusters_used")
 
 
 def sweep_clusters(
@@ -37,14 +39,17 @@ def sweep_clusters(
 
     Returns:
         A row for each K: validation_bound (mean over seeds) and its standard deviation,
-        stability (mean adjusted Rand index between pairs of seeds over all cells),
-        clusters_used (mean), and whether it is the recommended one: of those at least
-        as stable as the next smaller and the next larger number, the one with the best
-        bound, or if there are none the most stable (experiments/number_of_clusters.py).
-        `plots.cluster_sweep` draws it.
+        stability (mean adjusted Rand index between pairs of seeds over all cells, where
+        they use more than one cluster), clusters_used (mean), and whether it is the
+        recommended one: of those at least as stable as the next smaller and the next
+        larger number, the one with the best bound, or if there are none the most stable
+        (experiments/number_of_clusters.py). Figures are NaN where every fit of a number
+        ended early. `plots.cluster_sweep` draws it.
 
     Raises:
         InputError: for data or settings that cannot be used.
+        ImportError: without scikit-learn.
+        FloatingPointError: if every single fit ended early.
     """
     numbers = plain(list(n_clusters)) if isinstance(n_clusters, Iterable) else ()
     if getattr(config, "model", None) != "gmvae" or not numbers:
@@ -55,26 +60,37 @@ def sweep_clusters(
     # what is wrong with any is said before the first fit
     configs = [dataclasses.replace(config, n_clusters=k) for k in numbers]
     expect_scikit_learn()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    cells = None
     # the largest first: more clusters than training cells end a sweep at its start
     for chosen in sorted(configs, key=lambda config: -config.n_clusters):
-        fitted = fit_many(adata, chosen, train_config, seeds=seeds, **data)
+        row = {"n_clusters": chosen.n_clusters} | dict.fromkeys(FIGURES, np.nan)
+        rows.append(row)
+        try:
+            fitted = fit_many(adata, chosen, train_config, seeds=seeds, **data)
+        except FloatingPointError as error:
+            # the rows of other numbers stay
+            warnings.warn(f"{chosen.n_clusters} clusters: {error}", InputWarning, 2)
+            continue
         fits = (fitted, *fitted.alternatives)
-        cells = cells_to_device(prepare_as(adata, fitted), slice(None))
+        if cells is None:
+            cells = cells_to_device(prepare_as(adata, fitted), slice(None))
         codes = [
             cell_bounds(f.model, f.params, cells, n_samples=1).probabilities.argmax(1)
             for f in fits
         ]
-        pairs = list(itertools.starmap(rand_index, itertools.combinations(codes, 2)))
+        agree = between(codes)
         bounds = np.array([f.summary["validation_bound"] for f in fits])
-        rows.append(
-            {
-                "n_clusters": chosen.n_clusters,
-                "validation_bound": bounds.mean(),
-                "validation_bound_sd": bounds.std(ddof=1) if len(fits) > 1 else np.nan,
-                "stability": np.mean(pairs) if pairs else np.nan,
-                "clusters_used": np.mean([f.summary["clusters_used"] for f in fits]),
-            }
+        row |= {
+            "validation_bound": bounds.mean(),
+            "validation_bound_sd": bounds.std(ddof=1) if len(fits) > 1 else np.nan,
+            "stability": np.mean(agree) if agree else np.nan,
+            "clusters_used": np.mean([f.summary["clusters_used"] for f in fits]),
+        }
+    if cells is None:
+        raise FloatingPointError(
+            f"found that all fits of {listing(numbers)} clusters ended early, expected "
+            "finite gradients, lower the learning rate or look for extreme counts"
         )
     rows.sort(key=lambda row: numbers.index(row["n_clusters"]))
     table = pd.DataFrame(rows)

@@ -143,12 +143,19 @@ def total_and_null(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.nd
 
     Returns:
         [n_held_out] nats each; the first 0 where the bound has it already, or where the
-        data are no counts.
+        data are no counts; the second NaN for densities where a gene does not vary
+        between training cells.
     """
     if kind_of(named_likelihood(config)) != "counts":
-        null = null_log_prob(
-            named_likelihood(config), cells.data, cells.train, cells.held_out
-        )
+        trained = cells.data.x[cells.train]
+        constant = trained.max(axis=0).toarray() == trained.min(axis=0).toarray()
+        # the density of a gene that never varies has no highest value
+        if kind_of(named_likelihood(config)) == "densities" and constant.any():
+            null = np.full(int(cells.held_out.sum()), np.nan)
+        else:
+            null = null_log_prob(
+                named_likelihood(config), cells.data, cells.train, cells.held_out
+            )
         return np.zeros(len(null)), null
     # the mean of the null is depth x profile, whatever that of the family
     options = config.likelihood_options | {"mean": "library"}
@@ -213,7 +220,7 @@ def evaluate_seeds(
             row["importance_weighted_bound_se"] = spread / n_cells**0.5
         row |= {
             "log_prob_total": float(total.mean()),
-            "null_log_likelihood": float(null.mean(dtype=np.float64)),
+            "null_log_likelihood": _known(null.mean(dtype=np.float64)),
             "epochs": summary["epochs"],
             "best_epoch": summary["best_epoch"],
             "skipped_steps": summary["skipped_steps"],
@@ -224,6 +231,10 @@ def evaluate_seeds(
         per_cell["cell"] = np.flatnonzero(cells.held_out)
         found[seed] = Fit(row, per_cell)
     return found
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _identity(cells: Cells, label: str, config: ModelConfig) -> Row:

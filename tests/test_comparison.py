@@ -257,6 +257,19 @@ def test_free_means_have_no_total_added_and_its_null_has(quick, compare):
     assert ranks.loc["gaussian", "reference"] == "gaussian/vae"
 
 
+def test_a_density_of_genes_that_never_vary_has_no_null(quick, compare, cells):
+    cells = cells.copy()
+    x = cells.X.toarray()
+    x[:, 0] = 0
+    cells.X = x
+    found = compare(cells, likelihoods=["poisson", "gaussian"])
+    assert (
+        found.table["null_log_likelihood"].isna().tolist() == [False] * 2 + [True] * 2
+    )
+    assert found.table["share_explained"][2:].isna().all()
+    assert found.ranks.set_index("likelihood").loc["gaussian", "rank"] == 1
+
+
 def test_equal_numbers_of_decodes(quick, compare):
     config = sv.ModelConfig(n_latent=2, posterior="conditional", n_clusters=3)
     found = compare(likelihoods=["poisson"], models=["vae", "gmvae"], config=config)

@@ -66,6 +66,15 @@ def test_a_short_last_batch_weighs_by_its_cells(fitted, small):
     assert whole["kl_z"] == pytest.approx(parts["kl_z"], rel=1e-5)
 
 
+def test_a_given_depth_is_not_the_total(fitted, small):
+    config = dataclasses.replace(fitted.data_config, size_factor_key="depth")
+    given = dataclasses.replace(fitted, data_config=config)
+    adata = small.copy()
+    adata.obs["depth"] = 2.0 * np.asarray(adata.X.sum(axis=1)).ravel() + 1.0
+    figures = sv.evaluate(adata, given, n_samples=1)
+    assert figures["conditions_on_total"] is False
+
+
 def test_the_figures_add_up(fitted, small):
     figures = sv.evaluate(small, fitted, n_samples=20)
     assert list(figures) == [

@@ -86,6 +86,9 @@ def test_a_folder_goes_on_and_grows(tmp_path):
         ({"model": {"n_latent": 3}}, "n_latent=2, now 3"),
         ({"n_samples": 20}, "n_samples=10, now 20"),
         ({"data": {"one": "b"}}, "the cells themselves"),
+        # a recipe that has more is another one
+        ({"model": {"n_latent": 2, "thinning": 0.5}}, "thinning=None, now 0.5"),
+        ({"model": {}}, "n_latent=2, now None"),
     ],
 )
 def test_other_settings_are_refused_or_overwrite(tmp_path, changes, text):

@@ -44,16 +44,32 @@ def test_splits_are_averaged():
     rng = np.random.default_rng(0)
     one = rng.normal(size=(4, 300))
     width = np.diff(nested_interval([one]))
-    low, high = nested_interval([one, one + 2.0])
+    apart = [np.arange(300), np.arange(300, 600)]
+    low, high = nested_interval([one, one + 2.0], apart)
     assert (low + high) / 2 == pytest.approx(one.mean() + 1.0, abs=0.05)
     assert high - low == pytest.approx(width[0] / 2**0.5, rel=0.1)
+
+
+def test_cells_that_splits_share_vary_together():
+    """Splits of a third each: 1 + (k - 1) / 3 times the variance of cells apart."""
+    rng = np.random.default_rng(0)
+    of_cells, n_splits = rng.normal(size=3000), 5
+    cells = [rng.choice(3000, 1000, replace=False) for _ in range(n_splits)]
+    differences = [np.tile(of_cells[mine], (2, 1)) for mine in cells]
+    low, high = nested_interval(differences, cells)
+    error = of_cells.std() * ((1 + (n_splits - 1) / 3) / (1000 * n_splits)) ** 0.5
+    assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.1)
+    # a split of one cell is left out where that is not drawn
+    few = nested_interval([differences[0], differences[0][:, :1]], [cells[0], [3000]])
+    assert np.isfinite(few).all()
 
 
 def test_an_interval_is_the_same_again_and_needs_two_seeds():
     differences = np.random.default_rng(0).normal(size=(3, 50))
     assert nested_interval([differences]) == nested_interval([differences])
     assert nested_interval([differences[:1]]) is None
-    assert nested_interval([differences, differences[:1]]) is None
+    both = [np.arange(50)] * 2
+    assert nested_interval([differences, differences[:1]], both) is None
 
 
 # Tables
@@ -92,6 +108,7 @@ def fit(likelihood="poisson", seed=0, bound=-100.0, failed=False, **changes):
     cells = {
         "importance_weighted_bound": bound + NOISE - NOISE.mean(),
         "log_prob_total": np.full(N, total),
+        "cell": np.arange(N),
         "cluster": cluster,
     }
     return Fit(row, {} if failed else cells)
@@ -183,7 +200,8 @@ def test_a_fit_that_failed_is_left_out_and_said():
     # the seeds that both have
     assert other["difference"] == pytest.approx(-11.5)
     assert remarks(fits, [best, other]) == [
-        "1 of 3 fits of nb/vae on cells ended early and are left out"
+        "1 of 3 fits of nb/vae on cells ended early and are left out, so that its rank "
+        "is by other seeds than that of others"
     ]
     row = tabulate(fits)[3]
     assert row["comparable_bound"] is row["share_explained"] is None
