@@ -18,7 +18,7 @@ from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.checks import InputError, check_count, check_field, listing
 from scvae_jax.clusters import agreement
 from scvae_jax.config import to_json
-from scvae_jax.counts import CountData, gene_names
+from scvae_jax.counts import CountData, gene_names, in_memory, make_actual
 from scvae_jax.evaluation import (
     CellBounds,
     cell_bounds,
@@ -86,7 +86,7 @@ def apply(
         uns["scvae"]["cluster_genes"]: table of the 25 genes that most set each cluster
             apart by decoded expression, best first: highest Poisson divergence
             m log(m/r) - m + r of its mean m from the mean r of the other clusters,
-            among the genes with m > r.
+            among the genes with m > r; of data that is not counts, highest m - r.
 
     Raises:
         InputError: for data that cannot be used: genes missing, unknown batches.
@@ -101,14 +101,12 @@ def apply(
     figures = cell_bounds(fitted.model, fitted.params, cells, **options)
     # all that can fail comes before anything is written
     codes = [figures.probabilities.argmax(axis=1)]
+    options["n_samples"] = 1
     for other in fitted.alternatives if fitted.model.n_clusters else ():
-        theirs = cell_bounds(other.model, other.params, cells, **options)
+        # of one model, for one program for all
+        theirs = cell_bounds(fitted.model, other.params, cells, **options)
         codes.append(theirs.probabilities.argmax(axis=1))
-    if copy:
-        adata = _own(adata)
-    elif adata.is_view:
-        # as scanpy does: a view becomes an object of its own before it is written to
-        adata._init_as_actual(_own(adata))
+    adata = in_memory(adata) if copy else make_actual(adata)
     # what another model had to say of clusters
     for name in ("cluster", "cluster_entropy", "cluster_confidence"):
         if f"{key_added}_{name}" in adata.obs:
@@ -158,7 +156,9 @@ def _write_clusters(
     adata.uns[key] |= {
         "cluster_sizes": sizes,
         "cluster_prototypes": pd.DataFrame(mean.T, fitted.genes, names),
-        "cluster_genes": distinguishing_genes(mean, sizes, fitted.genes),
+        "cluster_genes": distinguishing_genes(
+            mean, sizes, fitted.genes, counted=fitted.likelihood.is_of_counts
+        ),
     }
 
 
@@ -187,7 +187,7 @@ def prototypes(fitted: Fitted, *, depth: float) -> np.ndarray:
 
 
 def distinguishing_genes(
-    prototypes: np.ndarray, sizes: np.ndarray, genes: np.ndarray
+    prototypes: np.ndarray, sizes: np.ndarray, genes: np.ndarray, *, counted: bool
 ) -> pd.DataFrame:
     """Genes that set each cluster apart from the others by decoded expression.
 
@@ -195,6 +195,7 @@ def distinguishing_genes(
         prototypes: [K, G] mean expression.
         sizes: [K] cells of each cluster, with which the others are averaged.
         genes: [G] names.
+        counted: whether they are counts, and not what may be negative.
 
     Returns:
         A column for each cluster with the names of its genes, best first, "" where
@@ -204,9 +205,11 @@ def distinguishing_genes(
     for k, own in enumerate(prototypes):
         weight = np.where(np.arange(len(sizes)) == k, 0.0, sizes + 1e-3)
         rest = weight @ prototypes / max(weight.sum(), 1e-3)
-        # KL(Poisson(m) || Poisson(r)), in nats a cell
-        small = 1e-12
-        score = own * np.log((own + small) / (rest + small)) - own + rest
+        score = own - rest
+        if counted:
+            # KL(Poisson(m) || Poisson(r)), in nats a cell
+            small = 1e-12
+            score = own * np.log((own + small) / (rest + small)) - own + rest
         order = np.argsort(-np.where(own > rest, score, -1.0), kind="stable")
         order = order[:N_MARKERS]
         names = np.asarray(genes, dtype=object)[order]
@@ -278,10 +281,7 @@ def denoise(
         )
         rows = np.ix_(index[weight > 0], column >= 0)
         denoised[rows] = np.asarray(mean)[weight > 0][:, column[column >= 0]]
-    if copy:
-        adata = _own(adata)
-    elif adata.is_view:
-        adata._init_as_actual(_own(adata))
+    adata = in_memory(adata) if copy else make_actual(adata)
     adata.layers[layer_added] = denoised
     return adata if copy else None
 
@@ -324,8 +324,3 @@ def _denoise_batch(
     start = jnp.zeros(batch.counts[0].x.shape)
     total, _ = jax.lax.scan(one, start, jax.random.split(key, N_SAMPLES))
     return total / N_SAMPLES
-
-
-def _own(adata: anndata.AnnData) -> anndata.AnnData:
-    """A copy in memory, whether or not the cells are in a file."""
-    return adata.to_memory() if adata.isbacked else adata.copy()

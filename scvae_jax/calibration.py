@@ -19,7 +19,7 @@ from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
-from scvae_jax.counts import expect_anndata, gene_names
+from scvae_jax.counts import expect_anndata, gene_names, make_actual
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences
@@ -94,8 +94,8 @@ def calibrate(
     Args:
         adata: the cells; fields of `var` are written, all else stays as it is.
         fitted: a model, or several by name, of the same data and split.
-        split: "train", "validation", "test" or "all"; None: cells that were never
-            trained on: test cells, else new ones, else validation cells.
+        split: "train", "validation", "test", "new" or "all"; None: cells that were
+            never trained on: test cells, else new ones, else validation cells.
         n_samples: samples S of q(z | x_seen) that a prediction averages over.
         false_discovery_rate: of the preferences.
         key_added: prefix of the fields.
@@ -386,9 +386,7 @@ def _write(
     adata: anndata.AnnData, genes: np.ndarray, fields: dict[str, Any], key: str
 ) -> None:
     """Write fields of the model's genes into `var`, missing for others."""
-    if adata.is_view:
-        # as scanpy does: a view becomes an object of its own before it is written to
-        adata._init_as_actual(adata.to_memory())
+    make_actual(adata)
     # what was preferred of other models
     for name in list(adata.var.columns):
         if name == f"{key}_family" or str(name).startswith(f"{key}_gain_"):

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,9 @@ class Fitted:
         _write_json(folder / "history.json", self.history, indent=0)
         cells = pd.DataFrame({"cell": self.cells, "split": self.split})
         cells.to_csv(folder / "cells.csv", index=False)
-        config["sha256"] = _checksums(folder, config)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        names = sorted(path.relative_to(folder).as_posix() for path in files)
+        config["sha256"] = _checksums(folder, names, config)
         _write_json(folder / "config.json", config, indent=2)
 
 
@@ -169,6 +172,11 @@ def check_free(path: str | Path, overwrite: bool) -> None:
             f"found a link at {path}, expected a new path or a run folder, "
             "choose another path"
         )
+    if path.is_mount():
+        raise InputError(
+            f"found the top of a file system at {path}, which cannot be replaced, "
+            "expected a new path or a run folder, choose a folder inside it"
+        )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not _is_run(path):
@@ -198,14 +206,16 @@ def _is_run(path: Path) -> bool:
         return False
 
 
-def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of every file in the folder; of config.json, all but these sums."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def _checksums(
+    folder: Path, names: Sequence[str], config: dict[str, Any]
+) -> dict[str, str | None]:
+    """SHA-256 of files in the folder; of config.json, of all but these sums."""
     sums = {}
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        sums[path.relative_to(folder).as_posix()] = digest
+    for name in names:
+        sums[name] = None
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     rest = {name: value for name, value in config.items() if name != "sha256"}
     text = json.dumps(rest, sort_keys=True).encode()
     return sums | {"config.json": hashlib.sha256(text).hexdigest()}
@@ -287,9 +297,10 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             "likelihood, pass it: load(path, likelihood=...)"
         )
     genes, history = _read_json(path / "genes.json"), _read_json(path / "history.json")
-    found = _checksums(path, config)
-    # of other files in the folder nothing is read
-    damaged = [name for name in sorted(saved) if found.get(name) != saved[name]]
+    # of other files in the folder nothing is read; alternatives look at their own
+    names = [name for name in saved if not name.startswith("alternatives/")]
+    found = _checksums(path, names, config)
+    damaged = [name for name in sorted(found) if found[name] != saved.get(name)]
     if damaged:
         raise InputError(
             f"found {listing(damaged, 3)} damaged or changed in {path}, expected the "

@@ -69,13 +69,12 @@ def check_count(name: str, value: Any, at_least: int, at_most: int = 2**20) -> N
     )
 
 
-def check_range(name: str, value: Any, low: float, high: float) -> None:
-    """Refuse what is not a number within bounds.
+def check_range(name: str, value: Any, high: float) -> None:
+    """Refuse what is not a number of at least 0 and below a bound.
 
     Args:
         name: of the setting, for the message.
         value: what was given.
-        low: the least that is allowed.
         high: what it must stay below.
 
     Raises:
@@ -83,9 +82,9 @@ def check_range(name: str, value: Any, low: float, high: float) -> None:
     """
     number = isinstance(value, (int, float)) and math.isfinite(value)
     expect(
-        number and low <= value < high,
+        number and 0.0 <= value < high,
         f"{name}={value!r}",
-        f"a number of at least {low} and below {high}",
+        f"a number of at least 0.0 and below {high}",
         f"change {name}",
     )
 

@@ -67,6 +67,12 @@ Genes = Annotated[
 SplitKey = Annotated[
     str | None, typer.Option(help="obs column: train, validation, test.")
 ]
+# what typer returns after Ctrl-C
+INTERRUPTED = 130
+TOO_LARGE = (
+    "found too little memory for this, expected enough, take fewer cells or genes or "
+    "smaller batches"
+)
 TestFraction = Annotated[
     float, typer.Option(help="Share of cells set aside, without a split key.")
 ]
@@ -94,9 +100,9 @@ def main() -> None:
             f"({error.strerror or error}), expected a place that can, choose another",
             2,
         )
-    except typer.Abort:
-        code = _fail("found an interruption, expected none, start again", 130)
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            sys.exit(_fail(TOO_LARGE, 1))
         # what typer raises for wrong use, whichever copy of click it brings
         if not hasattr(error, "format_message"):
             raise
@@ -105,6 +111,8 @@ def main() -> None:
             "the options of the command, see --help",
             2,
         )
+    if code == INTERRUPTED:
+        _fail("found an interruption, expected none, start again", code)
     sys.exit(code)
 
 
@@ -228,7 +236,7 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="train, validation, test or all; default: test cells, "
+            help="train, validation, test, new or all; default: test cells, "
             "else new ones, else validation cells."
         ),
     ] = None,
@@ -405,6 +413,7 @@ def demo(
         checkpoints,
         datasets,
         evaluation,
+        ledger,
         plots,
         scores,
         training,
@@ -423,7 +432,8 @@ def demo(
     codes = adata.obs["scvae_cluster"].astype(str).to_numpy()
     agreed = scores.label_scores(codes, labels, "bulk_labels")
     colors = ("bulk_labels", "scvae_cluster")
-    method = plots.latent_space(adata, picture, colors=colors, seed=seed)
+    with ledger.whole(picture) as part:
+        plots.latent_space(adata, part, colors=colors, seed=seed)
     _write_h5ad(adata, file)
     figures |= {
         "ari": agreed["ari"],
@@ -433,7 +443,7 @@ def demo(
         "epochs": fitted.summary["epochs"],
         "run": str(run),
         "annotated": str(file),
-        "picture": f"{picture} ({method})",
+        "picture": f"{picture} (UMAP)",
     }
     _print(figures, as_json)
 
@@ -481,17 +491,21 @@ def _check_free_file(path: Path, overwrite: bool) -> None:
 
 def _write_h5ad(adata: Any, path: Path) -> None:
     """Write a file that appears whole or not at all."""
+    import anndata
+
     from scvae_jax.ledger import whole
 
     made = [folder for folder in path.absolute().parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with whole(path) as part:
+        # names of cells may be such where the file that was read has them
+        nullable = {"allow_write_nullable_strings": True}
+        with whole(path) as part, anndata.settings.override(**nullable):
             adata.write_h5ad(part)
     except BaseException as error:
         for folder in made:
             folder.rmdir()
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError) and "errno" in str(error):
             # what h5py may make of a full disk
             raise OSError(errno.EIO, str(error), str(path)) from None
         raise

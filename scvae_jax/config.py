@@ -128,10 +128,10 @@ class ModelConfig:
         check_count("n_latent", self.n_latent, 1, 2**16)
         for size in self.hidden_sizes:
             check_count("hidden_sizes", size, 1, 2**16)
-        check_range("dropout_decoder", self.dropout_decoder, 0.0, 1.0)
+        check_range("dropout_decoder", self.dropout_decoder, 1.0)
         for name in ("thinning", "dropout_input", "dropout_hidden"):
             if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 0.0, 1.0)
+                check_range(name, getattr(self, name), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,17 +193,17 @@ class TrainConfig:
         check_count("n_samples", self.n_samples, 1)
         check_count("patience", self.patience, 1)
         check_count("seed", self.seed, 0, 2**32 - 1)
-        check_range("learning_rate", self.learning_rate, 0.0, 10.0)
-        check_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        check_range("kl_weight", self.kl_weight, 0.0, 1e3)
-        check_range("kl_warmup", self.kl_warmup, 0.0, 1.0)
-        check_range("free_nats", self.free_nats, 0.0, 1e6)
-        check_range("free_nats_y", self.free_nats_y, 0.0, 1e6)
+        check_range("learning_rate", self.learning_rate, 10.0)
+        check_range("weight_decay", self.weight_decay, 10.0)
+        check_range("kl_weight", self.kl_weight, 1e3)
+        check_range("kl_warmup", self.kl_warmup, 1.0)
+        check_range("free_nats", self.free_nats, 1e6)
+        check_range("free_nats_y", self.free_nats_y, 1e6)
         for name, high in (("free_rate", 1e3), ("start", 1.0)):
             if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 0.0, high)
-        check_range("validation_fraction", self.validation_fraction, 0.0, 1.0)
-        check_range("test_fraction", self.test_fraction, 0.0, 1.0)
+                check_range(name, getattr(self, name), high)
+        check_range("validation_fraction", self.validation_fraction, 1.0)
+        check_range("test_fraction", self.test_fraction, 1.0)
         expect(
             self.validation_fraction > 0
             and self.validation_fraction + self.test_fraction < 1,

@@ -1,5 +1,6 @@
 """AnnData and .h5ad files to validated sparse counts and covariates. No jax."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ class CountData(NamedTuple):
         depth: [n] expected total of a cell, counts.
         batch: [n] codes into `batches`; all 0 without a batch key.
         batches: the known batches, in the order of their codes.
-        split: [n] values of SPLITS or "" for neither; None without a split key.
+        split: [n] values of SPLITS, or "new" for a fitted model; None without a split
+            key.
     """
 
     x: scipy.sparse.csr_matrix
@@ -68,6 +70,13 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
             # what old files look like is no concern of the reader
             warnings.simplefilter("ignore")
             adata = anndata.read_h5ad(path)
+    except MemoryError:
+        raise
+    except BlockingIOError:
+        raise InputError(
+            f"found {path} locked by another program, expected a file that can be "
+            "read, close it there"
+        ) from None
     except OSError as error:
         raise InputError(
             f"found a damaged or truncated HDF5 file at {path} ({_one_line(error)}), "
@@ -126,6 +135,8 @@ def prepare(
             f"found {n_obs} cells and {n_vars} genes, expected at least one of each, "
             "check how the data was filtered"
         )
+    if config.layer == "X" and "X" not in layer_names(adata):
+        config = dataclasses.replace(config, layer=None)
     names = gene_names(adata)
     repeated = pd.Index(names)[pd.Index(names).duplicated()].unique()
     if len(repeated):
@@ -151,9 +162,9 @@ def prepare(
         x = _spread(x, np.flatnonzero(present), len(genes))
     empty = int((np.diff(x.indptr) == 0).sum())
     if empty and support in ("counts", "integers"):
+        depth = "" if config.size_factor_key else "; their depth is taken as 1"
         warnings.warn(
-            f"{empty} of {n_obs} cells have no counts in the genes in use; "
-            "their depth is taken as 1",
+            f"{empty} of {n_obs} cells have no counts in the genes in use{depth}",
             InputWarning,
             stacklevel=2,
         )
@@ -290,7 +301,7 @@ def _matrix(
     adata: anndata.AnnData, layer: str | None, columns: np.ndarray
 ) -> scipy.sparse.csr_matrix:
     """Columns of X or of a layer as a new CSR matrix of floats."""
-    if layer is None or (layer == "X" and layer not in layer_names(adata)):
+    if layer is None:
         x = adata.X
         if x is None:
             raise InputError(
@@ -312,8 +323,6 @@ def _matrix(
         raise InputError(f"found data of type {x.dtype}, expected numbers, convert it")
     all_of_them = np.array_equal(columns, np.arange(x.shape[1]))
     if not all_of_them:
-        if scipy.sparse.issparse(x) and x.format not in ("csr", "csc"):
-            x = x.tocsr()
         x = x[:, columns]
     # for the checks: a count of 32 bits or more may not fit in float32
     dtype = np.promote_types(x.dtype, np.float32)
@@ -357,8 +366,8 @@ def _validated(
             raise InputError(
                 f"found fractional values in {where} ({share:.1%} of the non-zero "
                 "entries), expected counts, pass raw counts: normalised data was "
-                f"probably given{_likely_layer(adata, where)}; or accept them with "
-                "fractional='round' or 'allow' (--fractional round|allow)"
+                f"probably given{_likely_layer(adata, where)}; or fit with "
+                "fractional='round' or 'allow' (train --fractional round|allow)"
             )
         if config.fractional == "round":
             x.data = np.round(x.data)
@@ -366,8 +375,8 @@ def _validated(
         elif support == "integers":
             raise InputError(
                 f"found fractional values in {where} ({share:.1%} of the non-zero "
-                "entries), expected integers for a categorised likelihood, round "
-                "them (fractional='round', --fractional round)"
+                "entries), expected integers for a categorised likelihood, fit with "
+                "fractional='round' (train --fractional round)"
             )
     return x.astype(np.float32, copy=False)
 
@@ -474,6 +483,18 @@ def _split(
             f"{', '.join(SPLITS)}, rename them"
         )
     return values
+
+
+def in_memory(adata: anndata.AnnData) -> anndata.AnnData:
+    """A copy in memory that shares nothing with the cells, be they in a file or not."""
+    return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
+
+
+def make_actual(adata: anndata.AnnData) -> anndata.AnnData:
+    """Make a view an object of its own before it is written to, as scanpy does."""
+    if adata.is_view:
+        adata._init_as_actual(in_memory(adata))
+    return adata
 
 
 def random_split(

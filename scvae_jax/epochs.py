@@ -107,7 +107,8 @@ def make_pass(
         loss = jnp.where(metrics.finite, metrics.loss, 0.0)
         kl_weight = metrics.kl_weight[-1]
         return state, {
-            "loss": (loss * n_cells).sum() / jnp.maximum(n_cells.sum(), 1.0),
+            # not a number where every step was skipped
+            "loss": (loss * n_cells).sum() / n_cells.sum(),
             "kl_weight": kl_weight,
             "skipped_steps": state.skipped,
             "longest_skipped_run": state.longest_run,

@@ -272,8 +272,8 @@ def evaluate(
     Args:
         adata: the cells.
         fitted: the model.
-        split: "train", "validation", "test" or "all"; None: cells that were never
-            trained on: test cells, else new ones, else validation cells.
+        split: "train", "validation", "test", "new" or "all"; None: cells that were
+            never trained on: test cells, else new ones, else validation cells.
         n_samples: importance samples S.
         score_key: obs column with labels, to score clusters of the latents; only
             scores.
@@ -356,8 +356,8 @@ def part_of(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:
 
     Args:
         split: [n] from `split_of`.
-        wanted: "train", "validation", "test" or "all"; None: cells that were never
-            trained on: test cells, else new ones, else validation cells.
+        wanted: "train", "validation", "test", "new" or "all"; None: cells that were
+            never trained on: test cells, else new ones, else validation cells.
 
     Returns:
         The name of the part, and a mask [n] of its cells.
@@ -368,13 +368,19 @@ def part_of(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:
     if wanted == "all":
         return wanted, np.ones(len(split), bool)
     if wanted is None:
-        for wanted in ("test", "new", "validation"):
-            if (split == wanted).any():
-                return wanted, split == wanted
-        wanted = "held-out"
-    elif wanted not in SPLITS:
+        there = [p for p in ("test", "new", "validation") if (split == p).any()]
+        if there[:2] == ["test", "new"]:
+            warnings.warn(
+                f"{(split == 'test').sum()} test cells are looked at and "
+                f"{(split == 'new').sum()} new ones are not: split='new' (--split new) "
+                "takes those",
+                InputWarning,
+                stacklevel=3,
+            )
+        wanted = there[0] if there else "held-out"
+    elif wanted not in (*SPLITS, "new"):
         raise InputError(
-            f"found split={wanted!r}, expected {', '.join(SPLITS)} or all, "
+            f"found split={wanted!r}, expected {', '.join(SPLITS)}, new or all, "
             "choose one of these"
         )
     where = split == wanted

@@ -74,9 +74,9 @@ class Likelihood(NamedTuple):
         variance: params -> Var[x].
         sample: (key, params) -> x.
         support: "counts", "integers" (counts, never fractional), "binary" or "real".
-        start: (mean [G] of the training cells, their number) -> the heads [G, *shape]
-            of a model that knows no more than that; those left out are 0, all of them
-            where it is None.
+        start: (mean [G] of the training cells, their number, which may be traced) ->
+            the heads [G, *shape] of a model that knows no more than that; those left
+            out are 0, all of them where it is None.
     """
 
     name: str
@@ -773,10 +773,11 @@ def total_log_prob(
     cell = jnp.where(inside, cell, 0)
     gene = jnp.where(present, gene, 0)
     gathered = {
-        name: p[cell[:, None] if p.shape[0] > 1 else 0, gene if p.shape[1] > 1 else 0]
+        name: p[0 if p.shape[0] == 1 else cell[:, None], 0 if p.shape[1] == 1 else gene]
         for name, p in params.items()
     }
     of_rows = of_entries(gathered).sum(axis=-1)
+    log_zero = jnp.broadcast_to(log_zero, (log_zero.shape[0], x.shape[1]))
     # XLA's fused sum of a long formula is twice as slow on a CPU as array and product
     ones = jnp.ones(log_zero.shape[-1], log_zero.dtype)
     of_zeros = jnp.matmul(log_zero, ones, precision="highest")

@@ -287,7 +287,8 @@ def gmvae(
         component_covariance: "shared", one scale for all dimensions of all components;
             "diagonal", a scale for each component and dimension; or "full". With
             scales of its own a wide component tends to swallow its neighbours, so they
-            are held within a factor of two of a scale that all share.
+            (of "full" the diagonal of its Cholesky factor) are held within a factor of
+            two of a scale that all share.
         n_latent: L.
         hidden_sizes: widths of the encoder's hidden layers; the decoder mirrors them.
         **networks: as in `vae`.
@@ -334,7 +335,9 @@ def gmvae(
             return jax.nn.log_softmax(params["prior"]["logits"])[None]
         if mixture_weights == "uniform":
             return jnp.full((1, n_clusters), -jnp.log(n_clusters))
-        return jax.lax.stop_gradient(params["prior"]["log_weights"])[None]
+        # normalised, whatever an optimiser of one's own has made of them
+        given = jax.lax.stop_gradient(params["prior"]["log_weights"])
+        return jax.nn.log_softmax(given)[None]
 
     def prior_of(params: Tree):
         prior = params["prior"]

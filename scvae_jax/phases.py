@@ -297,7 +297,7 @@ def _setup_of(
             objective = elbo(**free)
         else:
             objective = importance_weighted(config.n_samples)
-        weight = plan.kl_weight or warm_up
+        weight = warm_up if plan.kl_weight is None else plan.kl_weight
         step = make_train_step(model, objective, optimizer, kl_weight=weight)
         # where the phase leads, be it below 1
         full_weight = weight(jnp.int32(before + n_steps - 1))

@@ -19,7 +19,7 @@ def latent_space(
     colors: str | Sequence[str] = (),
     method: str = "umap",
     seed: int = 0,
-) -> str:
+) -> None:
     """Draw the latent space in two dimensions, once for each column of obs.
 
     Args:
@@ -30,9 +30,6 @@ def latent_space(
             category are grey, and beyond 24 categories there is no legend.
         method: "umap" or "pca".
         seed: of the layout.
-
-    Returns:
-        The method.
 
     Raises:
         ImportError: without matplotlib, or without scanpy for UMAP.
@@ -64,7 +61,6 @@ def latent_space(
         axes.set(xticks=[], yticks=[])
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(path), dpi=130)
-    return method
 
 
 def cluster_sweep(table: Any, path: str | Path) -> None:

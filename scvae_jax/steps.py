@@ -91,7 +91,7 @@ def make_train_step(
     whose gradients are not finite leaves parameters and optimiser as they were.
 
     Args:
-        model: from `vae`.
+        model: from `vae` or `gmvae`.
         objective: from `scvae_jax.objectives`.
         optimizer: any optax optimiser.
         kl_weight: a number, or an optax schedule over steps.
@@ -169,8 +169,8 @@ def default_optimizer(
         learning_rate: the peak.
         weight_decay: of AdamW.
         free_rate: how many times the rate of weights that of parameters learned beside
-            them is ("free", such as log dispersions). Adam moves a number by at most
-            the rate, and a log dispersion may have far to go.
+            them is ("free", such as log dispersions). Adam moves a number by about the
+            rate, and a log dispersion may have far to go.
 
     Returns:
         An optax optimiser.

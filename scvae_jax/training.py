@@ -81,7 +81,7 @@ def fit(
         InputError: for data or settings that cannot be used.
         FloatingPointError: if gradients stay non-finite.
     """
-    _expect_kinds(config, train_config, likelihood)
+    _expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
     train_config = train_config or TrainConfig()
     return fit_many(
         adata,
@@ -151,7 +151,7 @@ def fit_many(
         InputError: for data or settings that cannot be used.
         FloatingPointError: if gradients stay non-finite in every fit.
     """
-    _expect_kinds(config, train_config, likelihood)
+    _expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
     config = config or ModelConfig()
     config = completed(config, config.model)
     train_config = completed(train_config or TrainConfig(), config.model)
@@ -195,7 +195,6 @@ def fit_many(
     # the settings that they stand for say nothing then
     own = {"own_optimizer": optimizer, "own_kl_weight": kl_weight}
     shared |= {name: True for name, value in own.items() if value is not None}
-    used = split != ""
     fits = [
         checkpoints.Fitted(
             model=from_config(model_config, likelihood, **sizes),
@@ -205,8 +204,8 @@ def fit_many(
             data_config=data_config,
             genes=data.genes,
             batches=data.batches,
-            cells=data.cells[used],
-            split=split[used],
+            cells=data.cells,
+            split=split,
             history=result.history,
             summary=result.summary | shared,
             versions=checkpoints.versions(),
@@ -265,17 +264,25 @@ def _warn(summary: dict[str, Any], errors: Sequence[Exception]) -> None:
         )
 
 
-def _expect_kinds(config: Any, train_config: Any, likelihood: Any) -> None:
+def _expect_kinds(
+    config: Any, train_config: Any, likelihood: Any, optimizer: Any, kl_weight: Any
+) -> None:
     for name, value, kind in (
         ("config", config, ModelConfig),
         ("train_config", train_config, TrainConfig),
         ("likelihood", likelihood, Likelihood),
+        ("optimizer", optimizer, optax.GradientTransformation),
     ):
         if not (value is None or isinstance(value, kind)):
             raise InputError(
                 f"found {name}={value!r}, expected a {kind.__name__}, make one; named "
                 "likelihoods are named in ModelConfig(likelihood=...)"
             )
+    if not (kl_weight is None or callable(kl_weight)):
+        raise InputError(
+            f"found kl_weight={kl_weight!r}, expected an optax schedule, make one; a "
+            "number, after a warm-up, is TrainConfig(kl_weight=...)"
+        )
 
 
 def _expect_in_use(settings: dict[str, Any], optimizer: Any, kl_weight: Any) -> None:
@@ -313,10 +320,12 @@ def _configs(
     """The configurations of each fit: every combination of settings with each seed."""
     known = (*MODEL_SETTINGS, *TRAIN_SETTINGS)
     odd = [name for name in settings if name not in known]
-    if odd or not seeds or any(len(values) == 0 for values in settings.values()):
+    lists = [isinstance(v, Iterable) and np.size(v) > 0 for v in settings.values()]
+    if odd or not seeds or not all(lists):
         raise InputError(
             f"found settings {listing(settings)} and {len(seeds)} seeds, expected one "
-            f"seed or more and values for any of {listing(known, 20)}, change them"
+            f"seed or more and lists of values for any of {listing(known, 20)}, change "
+            "them"
         )
     for seed in seeds:
         check_count("seed", seed, 0, 2**32 - 1)

@@ -1,6 +1,7 @@
 """Run folders: bit for bit, readable, whole or not there at all."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -169,15 +171,32 @@ def test_overwrite_replaces_the_whole_run(fitted, copied):
     assert {path.name for path in copied.iterdir()} == set(PARTS)
 
 
-def test_other_files_in_a_run_are_neither_read_nor_lost(fitted, copied):
+def test_other_files_in_a_run_are_neither_read_nor_lost(fitted, copied, monkeypatch):
     (copied / "annotated.h5ad").write_text("years of work")
     (copied / "params" / ".DS_Store").write_text("")
+    read, digest = [], hashlib.file_digest
+
+    def file_digest(file, name):
+        read.append(Path(file.name).name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
     assert sv.load(copied).versions == fitted.versions
+    assert "genes.json" in read
+    assert not {"annotated.h5ad", ".DS_Store"} & set(read)
     with pytest.raises(
         InputError, match="found annotated.h5ad in the run folder .*move them elsewhere"
     ):
         fitted.save(copied, overwrite=True)
     assert (copied / "annotated.h5ad").read_text() == "years of work"
+
+
+def test_the_top_of_a_file_system_is_refused_before_the_work(tmp_path, monkeypatch):
+    """It cannot be replaced, be it empty, as a folder given to a container is."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(InputError, match="found the top of a file system at .*inside"):
+        checkpoints.check_free(tmp_path, overwrite=False)
+    checkpoints.check_free(tmp_path / "run", overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -235,7 +254,7 @@ def test_check_free_comes_before_the_work(tmp_path, copied, overwrite):
         with pytest.raises(InputError, match="found a run folder at"):
             checkpoints.check_free(copied, overwrite)
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "run"}
-    with pytest.raises(InputError, match="found /, which is not a run folder"):
+    with pytest.raises(InputError, match="found the top of a file system at /"):
         checkpoints.check_free("/", overwrite)
 
 

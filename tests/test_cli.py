@@ -763,6 +763,44 @@ def test_a_full_disk_leaves_nothing_of_a_file(
     assert listing(tmp_path) == before
 
 
+def test_names_of_cells_may_be_nullable_strings(
+    command, data, run, tmp_path, quick_apply
+):
+    adata = anndata.read_h5ad(data)
+    adata.obs.index = adata.obs.index.astype("string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(tmp_path / "nullable.h5ad")
+    done = command("apply", run, tmp_path / "nullable.h5ad", "--out", "out.h5ad")
+    assert done.code == 0, done.err
+    assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs_names) == list(
+        adata.obs_names
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 TB")],
+)
+def test_too_little_memory_is_said_in_one_line(command, data, monkeypatch, error):
+    def fit(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(training, "fit_many", fit)
+    done = command("train", data, "--out", "run")
+    assert done.code == 1
+    assert_one_line(done.err, "found too little memory")
+
+
+def test_an_interruption_is_said_in_one_line(command, data, monkeypatch):
+    def fit(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit_many", fit)
+    done = command("train", data, "--out", "run")
+    assert done.code == 130
+    assert_one_line(done.err, "found an interruption")
+
+
 @pytest.mark.parametrize("name", ["run[/b]", "run[bold]"])
 def test_brackets_in_a_path_are_printed(capsys, name):
     cli._print({"run": name}, as_json=False)

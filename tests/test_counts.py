@@ -9,7 +9,14 @@ import scipy.sparse
 
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
-from scvae_jax.counts import SPLITS, obs_column, prepare, random_split, read_h5ad
+from scvae_jax.counts import (
+    SPLITS,
+    in_memory,
+    obs_column,
+    prepare,
+    random_split,
+    read_h5ad,
+)
 
 N_OBS, N_VARS = 12, 7
 
@@ -629,6 +636,35 @@ def test_negative_values(support):
         prepare(make(counts, raw=table()), DataConfig(), support=support)
 
 
+def test_x_named_as_a_layer_is_x():
+    counts = table().astype(np.float64)
+    with pytest.raises(InputError, match="in X .*given; or fit with") as caught:
+        prepare(make(counts + 0.5), DataConfig(layer="X"))
+    assert "layer 'X'" not in str(caught.value)
+    np.testing.assert_array_equal(
+        prepare(make(counts), DataConfig(layer="X")).x.toarray(), counts
+    )
+
+
+def test_a_cell_without_counts_keeps_the_depth_that_is_given():
+    counts = table().astype(np.float64)
+    counts[0] = 0
+    adata = make(counts)
+    adata.obs["depth"] = 7.0
+    with pytest.warns(InputWarning, match="no counts in the genes in use$"):
+        data = prepare(adata, DataConfig(size_factor_key="depth"))
+    assert data.depth[0] == 7.0
+
+
+def test_a_copy_of_cells_in_a_file_is_in_memory(tmp_path):
+    make(table().astype(np.float32)).write_h5ad(tmp_path / "cells.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    adata.layers["more"] = table().astype(np.float32)
+    copied = in_memory(adata)
+    assert not copied.isbacked
+    assert not np.shares_memory(copied.layers["more"], adata.layers["more"])
+
+
 def normalised():
     x = scipy.sparse.csr_matrix(table(), dtype=np.float64)
     x.data = np.log1p(x.data)
@@ -642,8 +678,8 @@ def test_fractional_values_name_their_share():
     with pytest.raises(
         InputError,
         match=rf"found fractional values in X \({share:.1%} of the non-zero entries\), "
-        "expected counts, pass raw counts: normalised data was probably given; or .*"
-        r"fractional='round' or 'allow' \(--fractional round\|allow\)$",
+        "expected counts, pass raw counts: normalised data was probably given; or "
+        r"fit with fractional='round' or 'allow' \(train --fractional round\|allow\)$",
     ):
         prepare(make(counts), DataConfig())
 
@@ -725,7 +761,7 @@ def test_fractional_values_do_not_suit_a_categorised_likelihood():
     with pytest.raises(
         InputError,
         match=r"found fractional values in X \(.*%.*\), expected integers for a categor"
-        r"ised likelihood, round them \(fractional='round', --fractional round\)",
+        r"ised likelihood, fit with fractional='round' \(train --fractional round\)",
     ):
         prepare(adata, DataConfig(fractional="allow"), support="integers")
     data = prepare(adata, DataConfig(fractional="round"), support="integers")
@@ -854,6 +890,24 @@ def test_a_file_with_layers_alone_is_read(tmp_path):
     adata.X = None
     adata.write_h5ad(tmp_path / "data.h5ad")
     assert read_h5ad(tmp_path / "data.h5ad").layers["counts"].sum() == table().sum()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (BlockingIOError(11, "unable to lock file"), InputError, "locked by another"),
+        # of the machine, not of the file
+        (MemoryError(), MemoryError, None),
+    ],
+)
+def test_a_good_file_is_not_blamed(tmp_path, monkeypatch, error, expected, message):
+    def read(path):
+        raise error
+
+    make().write_h5ad(tmp_path / "data.h5ad")
+    monkeypatch.setattr(anndata, "read_h5ad", read)
+    with pytest.raises(expected, match=message):
+        read_h5ad(tmp_path / "data.h5ad")
 
 
 def write_damaged(path, kind):

@@ -144,6 +144,16 @@ def test_parts_of_the_split(fitted, small):
     assert figures["split"] == "new" and figures["n_cells"] == 7
 
 
+def test_new_cells_beside_known_ones_are_not_passed_over(fitted, small):
+    tested = dataclasses.replace(fitted, split=np.array(["test"] * 120))
+    mixed = small.copy()
+    mixed.obs_names = [*small.obs_names[:3], *(f"new_{i}" for i in range(117))]
+    with pytest.warns(InputWarning, match="3 test cells are looked at and 117 new"):
+        assert sv.evaluate(mixed, tested, n_samples=1)["n_cells"] == 3
+    figures = sv.evaluate(mixed, tested, n_samples=1, split="new")
+    assert figures["n_cells"] == 117 and figures["split"] == "new"
+
+
 def test_a_split_column_decides(small):
     adata = small.copy()
     adata.obs["part"] = ["train"] * 80 + ["validation"] * 15 + ["test"] * 25
@@ -189,7 +199,7 @@ def test_kmeans_finds_what_is_there_and_numbers_by_size():
     ("options", "message"),
     [
         ({"split": "test"}, "found no test cells .there are 108 train, 12 validation"),
-        ({"split": "tset"}, "found split='tset', expected train, validation, test or"),
+        ({"split": "tset"}, "found split='tset', expected train, validation, test, n"),
         ({"n_samples": 0}, "found n_samples=0, expected a whole number"),
         ({"score_key": "nothing"}, "found no obs column 'nothing' for the scores"),
         ({"score_key": "one"}, "found 1 label in 'one' among the cells"),

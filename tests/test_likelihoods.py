@@ -795,8 +795,11 @@ def test_address_out_of_range_is_padding(backend, address):
         ("negative_binomial", {"log_dispersion": 0.5}),
         ("negative_binomial", {"log_dispersion": np.arange(3, dtype="float32")}),
         ("categorised_poisson", {"class_logits": np.eye(3, 4, dtype="float32")}),
+        ("poisson", {"log_mean": 0.5}),
+        ("poisson", {"log_mean": np.ones((2, 1), "float32")}),
+        ("poisson", {"log_mean": np.ones((1, 3), "float32")}),
     ],
-    ids=["scalar", "gene", "gene and class"],
+    ids=["scalar", "gene", "gene and class", "one mean", "cell", "genes of all"],
 )
 def test_sparse_total_broadcasts_params(backend, name, own):
     """Params of fewer axes than x, which a gather by cell and gene must not misread."""

@@ -232,7 +232,7 @@ def test_weighted_bound_rises_to_the_exact_log_px(linear, posterior):
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_identical_components_have_equal_responsibilities(posterior, batch):
-    model = mixture(posterior, weights="uniform", dropout_decoder=0.5)
+    model = mixture(posterior, weights="uniform")
     params = some_params(model)
     params["prior"]["mean"] = jnp.ones((N_CLUSTERS, N_LATENT))
     if posterior == "conditional":
@@ -248,6 +248,19 @@ def test_identical_components_have_equal_responsibilities(posterior, batch):
     np.testing.assert_allclose(
         np.exp(model.infer(params, jnp.ones((4, N_LATENT)))), 1 / N_CLUSTERS, rtol=1e-6
     )
+
+
+def test_given_weights_stay_probabilities(batch):
+    """An optimiser of one's own may move them, by weight decay or noise."""
+    given = np.array([0.2, 0.3, 0.5])[:N_CLUSTERS]
+    given = given / given.sum()
+    model = mixture("shared", weights=tuple(given))
+    params = some_params(model)
+    before = terms_of(model, params, KEY, batch, 3)
+    params["prior"]["log_weights"] += 0.7
+    after = terms_of(model, params, KEY, batch, 3)
+    np.testing.assert_allclose(after.log_py, before.log_py, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(after.log_py).sum(-1), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

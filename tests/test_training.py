@@ -297,6 +297,21 @@ def test_any_optimizer_and_schedule(small):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl_weight": 0.0}, r"found kl_weight=0.0, expected an optax schedule"),
+        ({"kl_weight": 0.5}, r"a number, after a warm-up, is TrainConfig\(kl_weight="),
+        ({"optimizer": 1e-3}, "found optimizer=0.001, expected a GradientTransf"),
+        ({"settings": {"learning_rate": 1e-3}}, "expected .* lists of values for any"),
+        ({"settings": {"thinning": ()}}, "expected .* lists of values for any"),
+    ],
+)
+def test_other_kinds_of_arguments_are_refused(small, options, message):
+    with pytest.raises(InputError, match=message):
+        sv.fit_many(small, SMALL, **options)
+
+
+@pytest.mark.parametrize(
     ("settings", "given"),
     [
         ({"learning_rate": [1e-3, 1e-2]}, {"optimizer": optax.adam(1e-3)}),
