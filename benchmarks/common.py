@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from scvae_jax import batches, datasets, training
+from scvae_jax import batches, datasets, selection
 from scvae_jax.batches import Batch, CellData
 from scvae_jax.checkpoints import versions
 from scvae_jax.config import DataConfig
@@ -32,7 +32,7 @@ def simulated_cells(n_genes: int, batch_size: int) -> tuple[CellData, tuple, int
     adata = datasets.simulate(
         N_STEPS * batch_size, n_genes, depth=0.15 * n_genes, seed=0
     )
-    cells = training.cells_to_device(prepare(adata, DataConfig()), slice(None))
+    cells = selection.cells_to_device(prepare(adata, DataConfig()), slice(None))
     return cells, *batches.in_order(cells, batch_size)
 
 

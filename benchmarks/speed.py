@@ -37,7 +37,7 @@ import numpy as np
 import scipy.sparse
 from common import N_STEPS, answer_of, machine, seconds
 
-from scvae_jax import placing, training
+from scvae_jax import placing, selection
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
 from scvae_jax.models import from_config, named_likelihood
@@ -110,7 +110,7 @@ def ours(
     """Seconds of an epoch of training, of encoding all cells, and of N_STEPS floors."""
     config = ModelConfig(likelihood=likelihood, hidden_sizes=(128,))
     model = from_config(config, named_likelihood(config), n_genes=adata.n_vars)
-    cells = training.cells_to_device(prepare(adata, DataConfig()), slice(None))
+    cells = selection.cells_to_device(prepare(adata, DataConfig()), slice(None))
     params = jax.jit(model.init)(jax.random.key(0))
     train = floor.ours(config, adata.n_vars, cells)
 

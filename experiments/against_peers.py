@@ -29,7 +29,7 @@ import readme_tables
 from sklearn.metrics import adjusted_rand_score
 
 import scvae_jax as sv
-from scvae_jax import evaluation, scores, training
+from scvae_jax import evaluation, scores, selection
 from scvae_jax.checkpoints import versions
 from scvae_jax.ledger import whole
 from scvae_jax.ranking import nested_interval
@@ -77,7 +77,7 @@ def ours(
     data = evaluation.prepare_as(adata, fitted)
 
     def bounds(where, n_samples: int) -> evaluation.CellBounds:
-        cells = training.cells_to_device(data, where)
+        cells = selection.cells_to_device(data, where)
         return evaluation.cell_bounds(
             fitted.model, fitted.params, cells, n_samples=n_samples
         )

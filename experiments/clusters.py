@@ -27,7 +27,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 
 import scvae_jax as sv
-from scvae_jax import evaluation, phases, scores, training
+from scvae_jax import evaluation, phases, scores, selection
 from scvae_jax.checkpoints import versions
 from scvae_jax.config import completed
 
@@ -182,7 +182,7 @@ def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
     finally:
         phases.place_clusters = place
     fits = fits_of(fitted)
-    cells = training.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
+    cells = selection.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
     rows, codes, start_rows = [], [], []
     for fit, start in zip(fits, starts, strict=True):
         bounds = partial(evaluation.cell_bounds, fit.model, cells=cells, n_samples=1)
@@ -218,7 +218,7 @@ def plain(adata, labels, k, options, train, seeds) -> dict:
     configs = (sv.ModelConfig(), sv.TrainConfig(**train))
     configs = [completed(config, "gmvae") for config in configs]
     fitted = sv.fit_many(adata, *configs, seeds=seeds, **options)
-    cells = training.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
+    cells = selection.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
     rows = []
     for fit in fits_of(fitted):
         seed = fit.train_config.seed

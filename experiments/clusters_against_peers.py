@@ -34,7 +34,7 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 import scvae_jax as sv
-from scvae_jax import counts, evaluation, training
+from scvae_jax import counts, evaluation, selection
 from scvae_jax.ledger import whole
 
 SETS = [
@@ -80,7 +80,7 @@ def of_mixture(cells: anndata.AnnData, k: int, options: dict, seed: int) -> dict
         bounds = evaluation.cell_bounds(
             fitted.model,
             fitted.params,
-            training.cells_to_device(data, slice(None)),
+            selection.cells_to_device(data, slice(None)),
             n_samples=1,
         )
         found[name] = bounds.latent

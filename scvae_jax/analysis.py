@@ -27,7 +27,7 @@ from scvae_jax.evaluation import (
 )
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
-from scvae_jax.training import cells_to_device
+from scvae_jax.selection import cells_to_device
 
 Array = jax.Array
 

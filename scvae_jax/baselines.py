@@ -13,7 +13,7 @@ from scvae_jax.batches import Batch, CellData
 from scvae_jax.counts import CountData
 from scvae_jax.likelihoods import Covariates, Likelihood
 from scvae_jax.models import Modality, log_likelihood
-from scvae_jax.training import cells_to_device, mean_profile
+from scvae_jax.selection import cells_to_device, mean_profile
 
 Array = jax.Array
 

@@ -23,7 +23,7 @@ from scvae_jax.counts import expect_anndata, gene_names, make_actual
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences
-from scvae_jax.training import cells_to_device
+from scvae_jax.selection import cells_to_device
 
 # bins of the histograms of the probability integral transform
 N_BINS = 20

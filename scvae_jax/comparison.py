@@ -1,8 +1,6 @@
 """Likelihoods and models compared on the same held-out cells."""
 
 import dataclasses
-import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,20 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anndata
-import numpy as np
 import pandas as pd
 
 from scvae_jax import plots
 from scvae_jax.checks import InputError, check_count, listing
 from scvae_jax.config import (
-    RECIPES,
     DataConfig,
     ModelConfig,
     TrainConfig,
-    parse_options,
-    to_json,
 )
-from scvae_jax.counts import CountData, obs_column, prepare
 from scvae_jax.ledger import (
     PICTURES,
     fit_name,
@@ -33,21 +26,14 @@ from scvae_jax.ledger import (
     whole,
     write_fit,
 )
-from scvae_jax.models import from_config, named_likelihood
 from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
-from scvae_jax.training import split_cells, warn_of_cells
+from scvae_jax.scores import expect_scikit_learn
+from scvae_jax.subjects import entries_of, parts_of, settings_of
 from scvae_jax.trials import (
-    Cells,
     evaluate_seeds,
     fit_seeds,
-    kind_of,
     total_and_null,
 )
-
-FORMAT = 1
-OF_MIXTURES = ("n_clusters", "posterior", "mixture_weights", "component_covariance")
-# what is ranked together, and what its data must be
-SUPPORTS = {"counts": "counts", "binary": "binary", "densities": "real"}
 
 
 class Comparison(NamedTuple):
@@ -155,7 +141,7 @@ def compare(
         FloatingPointError: if every single fit fails.
     """
     train_config = train_config or TrainConfig()
-    entries = _entries(likelihoods, models, config or ModelConfig())
+    entries = entries_of(likelihoods, models, config or ModelConfig())
     check_count("seeds", seeds, 1, 2**10)
     check_count("splits", splits, 1, 2**10)
     check_count("n_samples", n_samples, 1)
@@ -172,24 +158,14 @@ def compare(
             f"found {splits} splits and split key {split_key!r}, expected one of the "
             "two, leave one out"
         )
-    _expect_packages("gmvae" in models and seeds > 1 or score_key is not None)
+    # what is absent is said before the work and not after it
+    plots.expect_matplotlib()
+    if ("gmvae" in models and seeds > 1) or score_key is not None:
+        expect_scikit_learn()
     data_config = DataConfig(layer, batch_key, None, genes, split_key)
     sources = adata if isinstance(adata, Mapping) else {"data": adata}
-    if not sources or not all(isinstance(name, str) for name in sources):
-        raise InputError(
-            f"found data sets {listing(sources)}, expected one or more by name, "
-            "pass an AnnData object or a dict of them"
-        )
-    parts = []
-    for name, source in sources.items():
-        try:
-            data, labels = _prepare(source, data_config, score_key, entries)
-            parts += _split(
-                name, data, labels, data_config, train_config, splits, entries
-            )
-        except InputError as error:
-            raise InputError(f"{error} (in data set {name})") from None
-    settings = _settings(parts, config or ModelConfig(), train_config, data_config)
+    parts = parts_of(sources, data_config, train_config, splits, score_key, entries)
+    settings = settings_of(parts, config or ModelConfig(), train_config, data_config)
     if "gmvae" not in models:
         del settings["gmvae"]
     settings |= {"score_key": score_key, "n_samples": n_samples}
@@ -240,145 +216,6 @@ def compare(
     found = _report(work, [read_fit(path) for path in files], settings, reference)
     take_place(work, folder)
     return found._replace(folder=folder)
-
-
-def _entries(
-    likelihoods: Sequence[str], models: Sequence[str], config: ModelConfig
-) -> dict[tuple[str, str], ModelConfig]:
-    """The configuration of each likelihood (as it was written) and model."""
-    for what, given in (("likelihoods", likelihoods), ("models", models)):
-        if isinstance(given, str) or not given or len(set(given)) < len(given):
-            raise InputError(
-                f"found {what} {given if isinstance(given, str) else listing(given)}, "
-                "expected a list of one or more, each once, change it"
-            )
-    entries = {}
-    for label in likelihoods:
-        name, *options = label.split(":")
-        for model in models:
-            entries[label, model] = dataclasses.replace(
-                config,
-                model=model,
-                likelihood=name,
-                likelihood_options=parse_options(options),
-            )
-            named_likelihood(entries[label, model])
-    return entries
-
-
-def _expect_packages(clusters: bool) -> None:
-    """Fail before the work and not after it."""
-    needed = {"matplotlib": "pictures"} | ({"sklearn": "clusters"} if clusters else {})
-    for package, purpose in needed.items():
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"found no {package}, expected it for {purpose}, "
-                "pip install 'scvae_jax[analysis]'"
-            )
-
-
-def _prepare(
-    source: anndata.AnnData,
-    data_config: DataConfig,
-    score_key: str | None,
-    entries: dict[tuple[str, str], ModelConfig],
-) -> tuple[CountData, np.ndarray | None]:
-    """Cells that are good for every entry, and their labels, missing ones None."""
-    named = [(config, named_likelihood(config)) for config in entries.values()]
-    for kind in dict.fromkeys(kind_of(likelihood) for _, likelihood in named):
-        data = prepare(source, data_config, support=SUPPORTS[kind])
-    for config, likelihood in named:
-        sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
-        from_config(config, likelihood, **sizes)
-    if score_key is None:
-        return data, None
-    column = obs_column(source, score_key, "scores")
-    labels = column.astype(str).to_numpy(dtype=object)
-    return data, np.where(column.notna(), labels, None)
-
-
-def _split(
-    name: str,
-    data: CountData,
-    labels: np.ndarray | None,
-    data_config: DataConfig,
-    train_config: TrainConfig,
-    splits: int,
-    entries: dict[tuple[str, str], ModelConfig],
-) -> list[Cells]:
-    """A data set and each of its splits."""
-    key = data_config.split_key
-    n_clusters = [c.n_clusters for c in entries.values() if c.model == "gmvae"]
-    found = []
-    for seed in range(train_config.seed, train_config.seed + splits):
-        drawn = dataclasses.replace(train_config, seed=seed)
-        split = split_cells(data, drawn, key)
-        warn_of_cells(data, split)
-        part = "test" if (split == "test").any() else "validation"
-        train, held_out = split == "train", split == part
-        if n_clusters and n_clusters[0] > train.sum():
-            raise InputError(
-                f"found n_clusters={n_clusters[0]} for {train.sum()} training cells, "
-                "expected fewer clusters than cells, ask for fewer"
-            )
-        if labels is not None:
-            kinds = {label for label in labels[held_out] if label is not None}
-            if len(kinds) < 2:
-                raise InputError(
-                    f"found {len(kinds)} label among the {part} cells "
-                    f"({listing(sorted(kinds))}), expected two or more, as agreement "
-                    "is undefined, choose another score key"
-                )
-        where = seed if key is None else key
-        found.append(Cells(name, data, labels, where, train, held_out, part, seed))
-    return found
-
-
-def _settings(
-    parts: Sequence[Cells],
-    config: ModelConfig,
-    train_config: TrainConfig,
-    data_config: DataConfig,
-) -> Row:
-    """What all fits of a folder share, as JSON gives it back."""
-    of_model, of_train = to_json(config), to_json(train_config)
-    # the axes of the table are no settings
-    for name in ("model", "likelihood", "likelihood_options"):
-        del of_model[name]
-    del of_train["seed"]
-    settings = {
-        "format": FORMAT,
-        "data": _fingerprints(parts),
-        "gmvae": {name: of_model.pop(name) for name in OF_MIXTURES},
-        "model": of_model,
-        "train": of_train,
-        "recipes": RECIPES,
-        "source": to_json(data_config),
-    }
-    return json.loads(json.dumps(settings))
-
-
-def _fingerprints(parts: Sequence[Cells]) -> dict[str, str]:
-    """What tells each data set from another, or from itself changed."""
-    found: dict[str, str] = {}
-    for cells in parts:
-        if cells.name in found:
-            continue
-        data, digest = cells.data, hashlib.sha256()
-        for array in (data.x.data, data.x.indices, data.x.indptr, data.batch):
-            digest.update(np.ascontiguousarray(array))
-        texts = [data.genes.tolist(), data.cells.tolist(), list(data.batches)]
-        for array in (data.split, cells.labels):
-            texts.append(None if array is None else array.tolist())
-        digest.update(json.dumps(texts).encode())
-        same = [name for name, other in found.items() if other == digest.hexdigest()]
-        if same:
-            raise InputError(
-                f"found the same cells as {same[0]} and as {cells.name}, expected each "
-                "data set once, leave one out"
-            )
-        found[cells.name] = digest.hexdigest()
-    return found
 
 
 def _report(

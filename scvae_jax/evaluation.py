@@ -36,7 +36,7 @@ from scvae_jax.scores import (
     kmeans_scores,
     label_scores,
 )
-from scvae_jax.training import cells_to_device
+from scvae_jax.selection import cells_to_device
 
 Array = jax.Array
 

@@ -1,5 +1,6 @@
 """Pictures of results. Needs matplotlib, and scanpy for UMAP."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,15 +219,24 @@ def calibration(found: Mapping[str, Any], path: str | Path) -> None:
     figure.savefig(Path(path), dpi=130)
 
 
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+def expect_matplotlib() -> None:
+    """Fail before the work and not after it.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             "found no matplotlib, expected it for pictures, "
             "pip install 'scvae_jax[analysis]'"
-        ) from None
+        )
+
+
+def _figure(width: float, height: float) -> Any:
+    expect_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

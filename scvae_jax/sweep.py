@@ -13,7 +13,8 @@ from scvae_jax.checks import InputError, InputWarning, listing, plain
 from scvae_jax.config import ModelConfig, TrainConfig
 from scvae_jax.evaluation import cell_bounds, prepare_as
 from scvae_jax.scores import between, expect_scikit_learn
-from scvae_jax.training import cells_to_device, fit_many
+from scvae_jax.selection import cells_to_device
+from scvae_jax.training import fit_many
 
 FIGURES = ("validation_bound", "validation_bound_sd", "stability", "clusters_used")
 

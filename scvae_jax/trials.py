@@ -23,7 +23,8 @@ from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import named_likelihood
 from scvae_jax.ranking import Fit, Row
 from scvae_jax.scores import kmeans, label_scores
-from scvae_jax.training import cells_to_device, fit_many
+from scvae_jax.selection import cells_to_device
+from scvae_jax.training import fit_many
 
 # what a fit that failed has no value for, in the order of the table
 FIGURES = (

@@ -224,7 +224,7 @@ def test_distribution_functions(family):
 @pytest.fixture(scope="module")
 def cells(small, fitted):
     data = sv.counts.prepare(small, fitted.data_config)
-    return sv.training.cells_to_device(data, slice(None))
+    return sv.selection.cells_to_device(data, slice(None))
 
 
 def predicted(fitted, cells, key, *, n_samples=4, batch_size=60):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import cli, comparison, evaluation, ledger, trials
+from scvae_jax import cli, comparison, evaluation, ledger, subjects, trials
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import RECIPES, DataConfig
 from scvae_jax.counts import prepare
@@ -44,7 +44,7 @@ def test_a_batch_without_a_training_cell_is_warned_of(cells):
     config = DataConfig(batch_key="batch", split_key="part")
     data = prepare(adata, config)
     with pytest.warns(InputWarning, match="1 of 2 batches have no training cell"):
-        comparison._split("cells", data, None, config, QUICK, 1, {})
+        subjects._split("cells", data, None, config, QUICK, 1, {})
 
 
 @pytest.fixture
@@ -439,7 +439,7 @@ def test_a_replacement_that_was_stopped_goes_on(tmp_path):
 def test_fits_of_another_recipe_are_refused(quick, compare, monkeypatch):
     compare()
     other = RECIPES | {"vae": RECIPES["vae"] | {"thinning": 0.25}}
-    monkeypatch.setattr(comparison, "RECIPES", other)
+    monkeypatch.setattr(subjects, "RECIPES", other)
     with pytest.raises(InputError, match="with other settings .*thinning=0.5, now 0.2"):
         compare()
 
@@ -570,7 +570,8 @@ def test_a_missing_package_is_named_before_the_work(
         # clusters are not asked for
         assert len(compare(**changes).table) == 4
         return
-    with pytest.raises(ImportError, match=f"found no {package}.*scvae_jax.analysis"):
+    name = {"sklearn": "scikit-learn"}.get(package, package)
+    with pytest.raises(ImportError, match=f"found no {name}.*scvae_jax.analysis"):
         compare(**changes)
     assert list(tmp_path.iterdir()) == []
 

@@ -7,7 +7,15 @@ import optax
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import batches, epochs, likelihoods, models, objectives, steps, training
+from scvae_jax import (
+    batches,
+    epochs,
+    likelihoods,
+    models,
+    objectives,
+    selection,
+    steps,
+)
 from scvae_jax.config import DataConfig
 from scvae_jax.counts import prepare
 
@@ -21,7 +29,7 @@ def cells():
     x = adata.X.toarray()
     x[::7] *= 9
     adata.X = x
-    return training.cells_to_device(prepare(adata, DataConfig()), slice(None))
+    return selection.cells_to_device(prepare(adata, DataConfig()), slice(None))
 
 
 def setup_of(n_samples=1, learning_rate=0.0, n_clusters=0):

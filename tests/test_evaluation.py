@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import evaluation, latents, objectives, scores, training
+from scvae_jax import evaluation, latents, objectives, scores, selection
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
 from scvae_jax.counts import prepare
@@ -16,7 +16,7 @@ from scvae_jax.counts import prepare
 
 @pytest.fixture(scope="module")
 def cells(small):
-    return training.cells_to_device(
+    return selection.cells_to_device(
         prepare(small, DataConfig(batch_key="batch")), slice(None)
     )
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scvae_jax import batches, datasets, likelihoods, models, networks, training
+from scvae_jax import (
+    batches,
+    datasets,
+    likelihoods,
+    models,
+    networks,
+    selection,
+)
 from scvae_jax.checks import InputError
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
@@ -21,7 +28,7 @@ def wide_batch():
     """Cells of which few of 400 genes are seen: the encoder's product is sparse."""
     adata = datasets.simulate(10, 400, n_batches=2, depth=12.0, seed=0)
     data = prepare(adata, DataConfig(batch_key="batch"))
-    cells = training.cells_to_device(data, slice(None))
+    cells = selection.cells_to_device(data, slice(None))
     (index, weight), n_slots = batches.in_order(cells, 10)
     assert batches.SPARSE_BELOW * n_slots <= 10 * 400
     return batches.cut(cells, index[0], weight[0], 400, n_slots)
@@ -31,7 +38,7 @@ def wide_batch():
 def sparse_batch(small):
     """Eight cells of `small` with slots to spare and two cells of padding."""
     data = prepare(small, DataConfig(batch_key="batch"))
-    cells = training.cells_to_device(data, slice(None))
+    cells = selection.cells_to_device(data, slice(None))
     index, weight = batches.pad_to_batches(np.arange(8, dtype=np.int32), 10)
     return batches.cut(cells, index[0], weight[0], small.n_vars, 512)
 

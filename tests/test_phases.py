@@ -18,9 +18,9 @@ from scvae_jax import (
     phases,
     placing,
     plots,
+    selection,
     steps,
     sweep,
-    training,
 )
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.counts import prepare, random_split
@@ -154,7 +154,7 @@ def test_the_first_phase_takes_one_sample(types):
 def test_what_a_phase_leaves(types, keep, expected):
     """Of a model that gets worse with each epoch, and whose KL weight rises over 3."""
     data = prepare(types, sv.DataConfig())
-    cells = training.cells_to_device(data, slice(None))
+    cells = selection.cells_to_device(data, slice(None))
     config = sv.ModelConfig(**SMALL)
     model = models.from_config(config, models.named_likelihood(config), n_genes=60)
     # uphill
@@ -299,7 +299,7 @@ def test_eight_seeds_by_vmap_agree_with_each_alone(types, name):
     """The first hundred steps of a phase, from one state."""
     n_seeds, n_steps = 8, 100
     data = prepare(types, sv.DataConfig())
-    cells = training.cells_to_device(data, slice(None))
+    cells = selection.cells_to_device(data, slice(None))
     model = models.from_config(MIXTURE, models.named_likelihood(MIXTURE), n_genes=60)
     trained = model.start if name == "vae" else model
     optimizer = steps.default_optimizer(1000)

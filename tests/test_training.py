@@ -16,8 +16,8 @@ from scvae_jax import (
     models,
     objectives,
     phases,
+    selection,
     steps,
-    training,
 )
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig, TrainConfig
@@ -228,7 +228,7 @@ def test_a_pass_over_sparse_cells_is_exported_for_a_gpu(small, kind, monkeypatch
     # what is traced differs by the platform, so it is traced as there
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     data = prepare(small, sv.DataConfig())
-    cells = training.cells_to_device(data, slice(None))
+    cells = selection.cells_to_device(data, slice(None))
     config = dataclasses.replace(SMALL, model=kind, n_clusters=2)
     likelihood = models.named_likelihood(config)
     model = models.from_config(config, likelihood, n_genes=40)
@@ -327,15 +327,15 @@ def test_settings_that_nothing_would_read_are_refused(small, settings, given):
 def test_what_a_fit_cannot_learn_from_is_warned_of(small):
     data = prepare(small, DataConfig(batch_key="batch"))
     split = np.full(120, "train", dtype="<U10")
-    training.warn_of_cells(data, split)
+    selection.warn_of_cells(data, split)
     split[data.batch == 1] = "validation"
     with pytest.warns(InputWarning, match="^1 of 2 batches have no training cell"):
-        training.warn_of_cells(data, split)
+        selection.warn_of_cells(data, split)
     data = data._replace(batch=0 * data.batch, batches=())
-    training.warn_of_cells(data, split)
+    selection.warn_of_cells(data, split)
     twice = data._replace(cells=np.array(["a", "b", "a"] * 40))
     with pytest.warns(InputWarning, match="^118 names of cells repeat.*names_make_uni"):
-        training.warn_of_cells(twice, split)
+        selection.warn_of_cells(twice, split)
 
 
 def test_kl_weight_rises_to_one_by_default(small):

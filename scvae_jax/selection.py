@@ -1,0 +1,106 @@
+"""Which cells are for what, and how they reach the device."""
+
+import warnings
+
+import numpy as np
+import scipy.sparse
+
+from scvae_jax import batches
+from scvae_jax.batches import CellData
+from scvae_jax.checks import InputError, InputWarning, listing
+from scvae_jax.config import TrainConfig
+from scvae_jax.counts import CountData, random_split
+
+
+def split_cells(
+    data: CountData, train_config: TrainConfig, split_key: str | None = None
+) -> np.ndarray:
+    """The part of the split that each cell belongs to.
+
+    Args:
+        data: validated cells; where they have no split it is drawn.
+        train_config: the fractions, and the seed of the draw.
+        split_key: the obs column of the split, for messages.
+
+    Returns:
+        [n] train, validation or test.
+
+    Raises:
+        InputError: without training or without validation cells.
+    """
+    split = data.split
+    if split is None:
+        split = random_split(
+            len(data.cells),
+            train_config.validation_fraction,
+            train_config.test_fraction,
+            train_config.seed,
+        )
+    counts = {part: int((split == part).sum()) for part in ("train", "validation")}
+    if min(counts.values()) == 0:
+        where = (
+            f"obs column {split_key!r}"
+            if split_key
+            else (f"a random split of {len(split)} cells")
+        )
+        raise InputError(
+            f"found {counts['train']} training and {counts['validation']} validation "
+            f"cells in {where}, expected at least one of each, mark some"
+        )
+    return split
+
+
+def warn_of_cells(data: CountData, split: np.ndarray) -> None:
+    """Say which batches have no cell to learn from, and that names are not unique.
+
+    Args:
+        data: validated cells.
+        split: [n] from `split_cells`.
+    """
+    trained = np.bincount(data.batch[split == "train"], minlength=len(data.batches))
+    empty = np.asarray(data.batches)[trained[: len(data.batches)] == 0]
+    if len(empty):
+        warnings.warn(
+            f"{len(empty)} of {len(data.batches)} batches have no training cell "
+            f"({listing(empty)}): nothing is learned of them",
+            InputWarning,
+            stacklevel=3,
+        )
+    repeated = len(data.cells) - len(set(data.cells.tolist()))
+    if repeated:
+        warnings.warn(
+            f"{repeated} names of cells repeat, so cells of the fit cannot be told "
+            "from new ones: call adata.obs_names_make_unique() before",
+            InputWarning,
+            stacklevel=3,
+        )
+
+
+def mean_profile(
+    x: scipy.sparse.csr_matrix, where: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Mean of some of the cells, and their number.
+
+    Args:
+        x: [n, G].
+        where: [n] which of them.
+
+    Returns:
+        [G], and the number.
+    """
+    n = int(where.sum())
+    return (where.astype(np.float64) @ x / n).astype(np.float32), n
+
+
+def cells_to_device(data: CountData, where: np.ndarray | slice) -> CellData:
+    """Put a part of the cells on the device.
+
+    Args:
+        data: validated cells.
+        where: [n] which of them, or slice(None) for all.
+
+    Returns:
+        Those cells.
+    """
+    categorical = data.batch[where, None]
+    return batches.to_device(data.x[where], data.depth[where], categorical)
