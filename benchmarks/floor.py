@@ -18,8 +18,8 @@ import scipy.sparse
 from common import N_STEPS, first_state, seconds, step_seconds
 
 from scvae_jax import batches, objectives, steps
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.config import ModelConfig
-from scvae_jax.models import from_config, named_likelihood
 from scvae_jax.networks import matmul_of
 
 BATCH_SIZE = 128

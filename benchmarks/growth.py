@@ -17,8 +17,8 @@ import scipy.sparse
 from common import N_STEPS, first_state, seconds
 
 from scvae_jax import batches, objectives, steps
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.config import ModelConfig
-from scvae_jax.models import from_config, named_likelihood
 
 BASE = {"n_genes": 2000, "batch_size": 128, "density": 0.1, "n_samples": 1}
 AXES = {

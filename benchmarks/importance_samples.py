@@ -20,8 +20,8 @@ from common import (
 )
 
 from scvae_jax import evaluation, objectives, steps
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.config import ModelConfig
-from scvae_jax.models import from_config, named_likelihood
 
 SAMPLES = (1, 2, 5, 10, 20)
 BATCH_SIZE = 128

@@ -23,8 +23,8 @@ import optax
 from common import epoch_of, first_state, simulated_batches, step_seconds, write
 
 from scvae_jax import objectives, steps
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.config import ModelConfig, completed
-from scvae_jax.models import from_config, named_likelihood
 
 CLUSTERS = (1, 2, 5, 10, 20)
 BATCH_SIZE = 128

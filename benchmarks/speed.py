@@ -38,9 +38,9 @@ import scipy.sparse
 from common import N_STEPS, answer_of, machine, seconds
 
 from scvae_jax import placing, selection
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
-from scvae_jax.models import from_config, named_likelihood
 
 SECTIONS = ("floor", "peers", "original", "growth", "accelerator")
 SIZES = {2000: 10_000, 20_000: 4_000}

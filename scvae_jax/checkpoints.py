@@ -24,10 +24,11 @@ import jax
 import numpy as np
 import pandas as pd
 
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, listing
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
 from scvae_jax.likelihoods import Likelihood
-from scvae_jax.models import Model, from_config, named_likelihood
+from scvae_jax.models import Model
 
 FORMAT = 4
 PARTS = ("config.json", "genes.json", "cells.csv", "history.json", "params")

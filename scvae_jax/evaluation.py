@@ -12,6 +12,7 @@ import numpy as np
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
+from scvae_jax.building import named_likelihood
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count
 from scvae_jax.config import ModelConfig
@@ -25,7 +26,7 @@ from scvae_jax.counts import (
 )
 from scvae_jax.epochs import ALIVE, effective_number
 from scvae_jax.latents import sample
-from scvae_jax.models import Model, named_likelihood
+from scvae_jax.models import Model
 from scvae_jax.objectives import (
     elbo_parts,
     importance_weighted_bound,

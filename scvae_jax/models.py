@@ -7,9 +7,8 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from scvae_jax.batches import Batch, Counts, lay_out, product
-from scvae_jax.checks import InputError, check_clusters, plain
-from scvae_jax.config import ModelConfig, completed
+from scvae_jax.batches import Batch, Counts
+from scvae_jax.checks import check_clusters, plain
 from scvae_jax.latents import (
     components,
     departed,
@@ -19,7 +18,7 @@ from scvae_jax.latents import (
     sample,
     standard_normal,
 )
-from scvae_jax.likelihoods import Covariates, Likelihood, from_name, total_log_prob
+from scvae_jax.likelihoods import Covariates, Likelihood, total_log_prob
 from scvae_jax.networks import (
     ClusterEncoder,
     Decoder,
@@ -29,9 +28,9 @@ from scvae_jax.networks import (
     is_off,
     keep_masks,
     matmul_of,
-    thinned,
 )
 from scvae_jax.objectives import Terms, gated
+from scvae_jax.reading import entries_of, first_product, laid_out
 
 Array = jax.Array
 Tree = Any
@@ -190,7 +189,7 @@ def vae(
         if key is not None and not is_off(thinning):
             key, *keys = jax.random.split(key, 1 + len(modalities))
         inputs = [
-            _encoder_entries(m, c, k, thinning)
+            entries_of(c, m.likelihood.is_of_counts, k, thinning)
             for m, c, k in zip(modalities, batch.counts, keys, strict=True)
         ]
         shapes = [entries.shape for entries in inputs]
@@ -200,14 +199,14 @@ def vae(
         keep = keep_masks(key, shapes, rates)
         inputs = [drop(h, k, dropout_input) for h, k in zip(inputs, keep, strict=False)]
         x = jnp.concatenate(
-            [_lay_out(h, c) for h, c in zip(inputs, batch.counts, strict=True)], axis=-1
+            [laid_out(h, c) for h, c in zip(inputs, batch.counts, strict=True)], axis=-1
         )
         variables = {"params": params["encoder"]}
         mean, log_scale, h = encoder.apply(
             variables,
             x,
             keep[len(inputs) :],
-            _first_product(inputs, batch.counts, matmul),
+            first_product(inputs, batch.counts, matmul),
         )
         return diagonal_normal(mean, log_scale), h
 
@@ -493,114 +492,3 @@ def _initial_free(modality: Modality, sizes: dict[str, int]) -> dict[str, Array]
 def _log_px(modality: Modality, counts: Counts, params: dict[str, Array]) -> Array:
     log_px = total_log_prob(modality.likelihood, counts.x, params, counts.nonzero)
     return log_px if counts.observed is None else counts.observed * log_px
-
-
-def _encoder_entries(
-    modality: Modality, counts: Counts, key: Array | None, thinning: float | Array
-) -> Array:
-    """What the encoder reads of one modality: log1p(x) of counts, x of other data.
-
-    Where they are known, the non-zero entries [R, ROW] alone: zeros stay zero under
-    any mask, so dropout need not draw one for them. With a key, of each cell a share
-    between 0 and `thinning` is hidden; what is not a count is seen whole or not at all.
-    """
-    x = counts.x if counts.nonzero is None else counts.nonzero[2]
-    counted = modality.likelihood.is_of_counts
-    if key is not None:
-        key_share, key = jax.random.split(key)
-        share = 1.0 - thinning * jax.random.uniform(key_share, (len(counts.depth), 1))
-        if counts.nonzero is not None:
-            share = share[counts.nonzero[0]]
-        seen = x if counted else jnp.ones_like(x)
-        seen = thinned(key, seen, share)
-        x = seen if counted else x * seen
-    return jnp.log1p(x) if counted else x
-
-
-def _lay_out(entries: Array, counts: Counts) -> Array:
-    """The entries as an array [B, G], zero where the modality was not observed."""
-    if counts.nonzero is not None:
-        entries = lay_out(counts.nonzero, entries, counts.x.shape)
-    observed = counts.observed
-    return entries if observed is None else entries * observed[:, None]
-
-
-def _first_product(
-    entries: Sequence[Array], counts: Sequence[Counts], matmul: Callable
-) -> Callable[..., Array]:
-    """How the encoder multiplies x: sparse if it is one modality of sparse entries."""
-    if len(counts) > 1 or counts[0].nonzero is None or counts[0].observed is not None:
-        return lambda x, kernel, *_, **__: matmul(x, kernel)
-    nonzero, entries = counts[0].nonzero, entries[0]
-    return lambda x, kernel, *_, **__: product(nonzero, entries, x, kernel, matmul)
-
-
-def named_likelihood(config: ModelConfig) -> Likelihood:
-    """The likelihood that a configuration names.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        The likelihood.
-
-    Raises:
-        InputError: for an unknown name or option.
-    """
-    try:
-        return from_name(config.likelihood, **config.likelihood_options)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
-def from_config(
-    config: ModelConfig,
-    likelihood: Likelihood,
-    *,
-    n_genes: int,
-    n_batches: int = 0,
-    settings: dict[str, Array] | None = None,
-) -> Model:
-    """The model that a configuration describes, of one modality, "rna".
-
-    Args:
-        config: the settings.
-        likelihood: from `named_likelihood`, or one's own.
-        n_genes: G.
-        n_batches: number of batches, 0 where there is no batch covariate.
-        settings: dropout rates instead of the configuration's; they may be traced.
-
-    Returns:
-        The model.
-
-    Raises:
-        InputError: for a likelihood with parameters per batch where there are none.
-    """
-    if n_batches == 0 and any("batch" in free.axes for free in likelihood.free):
-        raise InputError(
-            f"found {likelihood.name} with parameters per batch and no batches, "
-            "expected a batch covariate, give a batch key or choose parameters per gene"
-        )
-    config = completed(config, config.model)
-    modalities = (Modality("rna", n_genes, likelihood),)
-    options = {
-        "n_latent": config.n_latent,
-        "hidden_sizes": config.hidden_sizes,
-        "n_categories": (n_batches,) if n_batches else (),
-        "layer_norm": config.layer_norm,
-        "thinning": config.thinning,
-        "dropout_input": config.dropout_input,
-        "dropout_hidden": config.dropout_hidden,
-        "dropout_decoder": config.dropout_decoder,
-        "precision": config.precision,
-    } | dict(settings or {})
-    if config.model == "vae":
-        return vae(modalities, **options)
-    return gmvae(
-        modalities,
-        n_clusters=config.n_clusters,
-        posterior=config.posterior,
-        mixture_weights=config.mixture_weights,
-        component_covariance=config.component_covariance,
-        **options,
-    )

@@ -22,8 +22,6 @@ Masks = Sequence[Array | None]
 # what Flax calls in the place of `jax.lax.dot_general`
 Product = Callable[..., Array]
 
-# counts up to which thinning is exact
-FEW = 8
 # standard deviation of a standard normal cut off at two of its own
 TRUNCATED_SCALE = 0.87962566103423978
 
@@ -36,35 +34,6 @@ def is_off(rate: float | Array) -> bool:
 def drop(h: Array, keep: Array | None, rate: float | Array) -> Array:
     """Dropout: zero where `keep` is false, scaled so that the mean stays."""
     return h if keep is None else jnp.where(keep, h / (1.0 - rate), 0.0)
-
-
-def thinned(key: Array, x: Array, share: Array) -> Array:
-    """Binomial thinning: y ~ Binomial(x, share), what a shallower sample would count.
-
-    Args:
-        key: of the draw.
-        x: counts, of any shape.
-        share: probability with which each count is kept; broadcasts against x.
-
-    Returns:
-        Counts like x; those from more than FEW counts as a rounded normal.
-    """
-    # short of 1, where log(1 - share) is finite
-    share = jnp.broadcast_to(jnp.minimum(share, 1.0 - 1e-7), x.shape)
-    odds = share / (1.0 - share)
-    uniform = jax.random.uniform(key, x.shape, minval=1e-7)
-    # how many of P(y <= 0), P(y <= 1), ... lie below a uniform number, with
-    # P(y = k + 1) = P(y = k) (x - k) / (k + 1) odds
-    mass = jnp.exp(x * jnp.log1p(-share))
-    below, kept = mass, jnp.zeros_like(x)
-    for k in range(FEW):
-        kept += uniform > below
-        mass *= jnp.maximum(x - k, 0.0) / (k + 1) * odds
-        below += mass
-    mean = x * share
-    scale = jnp.sqrt(mean * (1.0 - share))
-    normal = jnp.round(mean + scale * jax.scipy.special.ndtri(uniform))
-    return jnp.clip(jnp.where(x > FEW, normal, kept), 0.0, x)
 
 
 def keep_masks(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import anndata
 import numpy as np
 
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, listing
 from scvae_jax.config import (
     RECIPES,
@@ -18,7 +19,6 @@ from scvae_jax.config import (
     to_json,
 )
 from scvae_jax.counts import CountData, obs_column, prepare
-from scvae_jax.models import from_config, named_likelihood
 from scvae_jax.ranking import Row
 from scvae_jax.selection import split_cells, warn_of_cells
 from scvae_jax.trials import Cells, kind_of

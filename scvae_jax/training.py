@@ -13,11 +13,12 @@ import numpy as np
 import optax
 
 from scvae_jax import checkpoints, phases
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, InputWarning, check_count, listing, plain
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, completed
 from scvae_jax.counts import prepare
 from scvae_jax.likelihoods import Likelihood
-from scvae_jax.models import Model, from_config, named_likelihood
+from scvae_jax.models import Model
 from scvae_jax.selection import (
     cells_to_device,
     mean_profile,

@@ -9,6 +9,7 @@ import anndata
 import numpy as np
 
 from scvae_jax.baselines import null_log_prob, totals_log_prob
+from scvae_jax.building import named_likelihood
 from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.checks import InputWarning
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
@@ -20,7 +21,6 @@ from scvae_jax.evaluation import (
     conditions_on_total,
 )
 from scvae_jax.likelihoods import Likelihood
-from scvae_jax.models import named_likelihood
 from scvae_jax.ranking import Fit, Row
 from scvae_jax.scores import kmeans, label_scores
 from scvae_jax.selection import cells_to_device

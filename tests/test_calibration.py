@@ -14,9 +14,9 @@ import scipy.stats
 
 import scvae_jax as sv
 from scvae_jax import batches, calibration, plots, prediction, preferences
+from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
-from scvae_jax.models import from_config, named_likelihood
 
 N_CELLS, N_GENES = 400, 30
 N_OVERDISPERSED = 10

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import checkpoints, likelihoods, models
+from scvae_jax import building, checkpoints, likelihoods
 from scvae_jax.checks import InputError
 
 TEXTS = ("config.json", "genes.json", "cells.csv", "history.json")
@@ -553,7 +553,7 @@ def test_damaged_parameters_print_no_traceback(refused):
 def own(fitted):
     """A likelihood that no name stands for, and a model with it."""
     mine = likelihoods.poisson()._replace(name="mine")
-    model = models.from_config(fitted.config, mine, n_genes=40, n_batches=2)
+    model = building.from_config(fitted.config, mine, n_genes=40, n_batches=2)
     params = model.init(jax.random.key(7))
     given = {"model": model, "params": params, "own_likelihood": True}
     return mine, dataclasses.replace(fitted, **given)

@@ -9,10 +9,12 @@ import pytest
 
 from scvae_jax import (
     batches,
+    building,
     datasets,
     likelihoods,
     models,
     networks,
+    reading,
     selection,
 )
 from scvae_jax.checks import InputError
@@ -79,13 +81,12 @@ def test_few_entries_are_encoded_as_a_dense_array_would_be(wide_batch, dropout):
 def test_an_encoder_in_training_sees_cells_thinned(sparse_batch, form):
     batch = sparse_batch if form == "sparse" else dense(sparse_batch)
     (counts,) = batch.counts
-    (modality,) = model_of("negative_binomial").modalities
     whole = np.asarray(counts.x.sum(axis=-1))[:8]
 
     @jax.jit
     def share_seen(key):
-        entries = models._encoder_entries(modality, counts, key, 0.5)
-        seen = jnp.expm1(models._lay_out(entries, counts)).sum(axis=-1)
+        entries = reading.entries_of(counts, True, key, 0.5)
+        seen = jnp.expm1(reading.laid_out(entries, counts)).sum(axis=-1)
         return seen[:8] / whole
 
     keys = jax.vmap(lambda number: jax.random.fold_in(KEY, number))(jnp.arange(300))
@@ -105,8 +106,7 @@ def test_an_encoder_in_training_sees_cells_thinned(sparse_batch, form):
 def test_what_is_no_count_is_seen_whole_or_not_at_all(sparse_batch):
     counts = dense(sparse_batch).counts[0]
     x = counts.x + 0.25
-    modality = models.Modality("values", x.shape[1], likelihoods.gaussian())
-    seen = models._encoder_entries(modality, counts._replace(x=x), KEY, 0.9)
+    seen = reading.entries_of(counts._replace(x=x), False, KEY, 0.9)
     hidden = np.asarray(seen) == 0
     np.testing.assert_array_equal(seen, np.where(hidden, 0.0, x))
     assert 0.2 < hidden.mean() < 0.7
@@ -184,8 +184,8 @@ def model_of(name, n_genes=40, **options):
         dropout_decoder=options.pop("dropout_decoder", 0.0),
         likelihood_options=options,
     )
-    likelihood = models.named_likelihood(config)
-    return models.from_config(config, likelihood, n_genes=n_genes, n_batches=2)
+    likelihood = building.named_likelihood(config)
+    return building.from_config(config, likelihood, n_genes=n_genes, n_batches=2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -416,11 +416,11 @@ def test_two_modalities_one_of_them_unobserved():
 
 def test_a_likelihood_per_batch_needs_batches():
     config = ModelConfig(likelihood_options={"dispersion": "gene_batch"})
-    likelihood = models.named_likelihood(config)
+    likelihood = building.named_likelihood(config)
     with pytest.raises(InputError, match="parameters per batch and no batches"):
-        models.from_config(config, likelihood, n_genes=4)
+        building.from_config(config, likelihood, n_genes=4)
 
 
 def test_an_unknown_likelihood_lists_the_known_ones():
     with pytest.raises(InputError, match="found likelihood 'zinb', expected one of po"):
-        models.named_likelihood(ModelConfig(likelihood="zinb"))
+        building.named_likelihood(ModelConfig(likelihood="zinb"))

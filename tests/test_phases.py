@@ -12,8 +12,8 @@ import pytest
 import scvae_jax as sv
 from scvae_jax import (
     batches,
+    building,
     epochs,
-    models,
     objectives,
     phases,
     placing,
@@ -91,7 +91,9 @@ def test_phases_follow_each_other(fits):
 )
 def test_epochs_of_a_mixture_as_a_vae(start, n_epochs, steps_per_epoch, expected):
     """Some 1,000 steps unless a share is given, and always one epoch as a mixture."""
-    model = models.from_config(MIXTURE, models.named_likelihood(MIXTURE), n_genes=60)
+    model = building.from_config(
+        MIXTURE, building.named_likelihood(MIXTURE), n_genes=60
+    )
     config = sv.TrainConfig(start=start)
     found = phases.phases_of(model, config, n_epochs, steps_per_epoch)
     assert sum(p.epochs for p in found if p.name == "vae") == expected
@@ -156,7 +158,7 @@ def test_what_a_phase_leaves(types, keep, expected):
     data = prepare(types, sv.DataConfig())
     cells = selection.cells_to_device(data, slice(None))
     config = sv.ModelConfig(**SMALL)
-    model = models.from_config(config, models.named_likelihood(config), n_genes=60)
+    model = building.from_config(config, building.named_likelihood(config), n_genes=60)
     # uphill
     optimizer = optax.sgd(-1e-4)
     order = epochs.Orders(0, 300, 300)
@@ -300,7 +302,9 @@ def test_eight_seeds_by_vmap_agree_with_each_alone(types, name):
     n_seeds, n_steps = 8, 100
     data = prepare(types, sv.DataConfig())
     cells = selection.cells_to_device(data, slice(None))
-    model = models.from_config(MIXTURE, models.named_likelihood(MIXTURE), n_genes=60)
+    model = building.from_config(
+        MIXTURE, building.named_likelihood(MIXTURE), n_genes=60
+    )
     trained = model.start if name == "vae" else model
     optimizer = steps.default_optimizer(1000)
     order = epochs.Orders(0, 300, 32)

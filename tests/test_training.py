@@ -11,6 +11,7 @@ import pytest
 import scvae_jax as sv
 from scvae_jax import (
     batches,
+    building,
     epochs,
     likelihoods,
     models,
@@ -230,8 +231,8 @@ def test_a_pass_over_sparse_cells_is_exported_for_a_gpu(small, kind, monkeypatch
     data = prepare(small, sv.DataConfig())
     cells = selection.cells_to_device(data, slice(None))
     config = dataclasses.replace(SMALL, model=kind, n_clusters=2)
-    likelihood = models.named_likelihood(config)
-    model = models.from_config(config, likelihood, n_genes=40)
+    likelihood = building.named_likelihood(config)
+    model = building.from_config(config, likelihood, n_genes=40)
     optimizer = steps.default_optimizer(10)
     step = steps.make_train_step(model, objectives.elbo(), optimizer)
     setup = epochs.Setup(model, objectives.elbo(), step, jnp.float32(1.0), "best")

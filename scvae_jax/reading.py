@@ -1,0 +1,81 @@
+"""What an encoder reads of a batch: in training thinned, and sparse where it may."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from scvae_jax.batches import Counts, lay_out, product
+
+Array = jax.Array
+
+# counts up to which thinning is exact
+FEW = 8
+
+
+def thinned(key: Array, x: Array, share: Array) -> Array:
+    """Binomial thinning: y ~ Binomial(x, share), what a shallower sample would count.
+
+    Args:
+        key: of the draw.
+        x: counts, of any shape.
+        share: probability with which each count is kept; broadcasts against x.
+
+    Returns:
+        Counts like x; those from more than FEW counts as a rounded normal.
+    """
+    # short of 1, where log(1 - share) is finite
+    share = jnp.broadcast_to(jnp.minimum(share, 1.0 - 1e-7), x.shape)
+    odds = share / (1.0 - share)
+    uniform = jax.random.uniform(key, x.shape, minval=1e-7)
+    # how many of P(y <= 0), P(y <= 1), ... lie below a uniform number, with
+    # P(y = k + 1) = P(y = k) (x - k) / (k + 1) odds
+    mass = jnp.exp(x * jnp.log1p(-share))
+    below, kept = mass, jnp.zeros_like(x)
+    for k in range(FEW):
+        kept += uniform > below
+        mass *= jnp.maximum(x - k, 0.0) / (k + 1) * odds
+        below += mass
+    mean = x * share
+    scale = jnp.sqrt(mean * (1.0 - share))
+    normal = jnp.round(mean + scale * jax.scipy.special.ndtri(uniform))
+    return jnp.clip(jnp.where(x > FEW, normal, kept), 0.0, x)
+
+
+def entries_of(
+    counts: Counts, counted: bool, key: Array | None, thinning: float | Array
+) -> Array:
+    """What the encoder reads of one modality: log1p(x) of counts, x of other data.
+
+    Where they are known, the non-zero entries [R, ROW] alone: zeros stay zero under
+    any mask, so dropout need not draw one for them. With a key, of each cell a share
+    between 0 and `thinning` is hidden; what is not a count is seen whole or not at all.
+    """
+    x = counts.x if counts.nonzero is None else counts.nonzero[2]
+    if key is not None:
+        key_share, key = jax.random.split(key)
+        share = 1.0 - thinning * jax.random.uniform(key_share, (len(counts.depth), 1))
+        if counts.nonzero is not None:
+            share = share[counts.nonzero[0]]
+        seen = x if counted else jnp.ones_like(x)
+        seen = thinned(key, seen, share)
+        x = seen if counted else x * seen
+    return jnp.log1p(x) if counted else x
+
+
+def laid_out(entries: Array, counts: Counts) -> Array:
+    """The entries as an array [B, G], zero where the modality was not observed."""
+    if counts.nonzero is not None:
+        entries = lay_out(counts.nonzero, entries, counts.x.shape)
+    observed = counts.observed
+    return entries if observed is None else entries * observed[:, None]
+
+
+def first_product(
+    entries: Sequence[Array], counts: Sequence[Counts], matmul: Callable
+) -> Callable[..., Array]:
+    """How the encoder multiplies x: sparse if it is one modality of sparse entries."""
+    if len(counts) > 1 or counts[0].nonzero is None or counts[0].observed is not None:
+        return lambda x, kernel, *_, **__: matmul(x, kernel)
+    nonzero, entries = counts[0].nonzero, entries[0]
+    return lambda x, kernel, *_, **__: product(nonzero, entries, x, kernel, matmul)

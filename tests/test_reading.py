@@ -1,0 +1,31 @@
+"""What an encoder reads in training: cells as if sampled less deeply."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from scvae_jax import reading
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])
+def test_thinning_is_binomial(share):
+    counts = jnp.repeat(jnp.array([0.0, 1.0, 2.0, 5.0, 8.0, 9.0, 60.0]), 40_000)
+    drawn = reading.thinned(KEY, counts, jnp.float32(share)).reshape(7, -1)
+    assert np.array_equal(drawn, np.round(drawn))
+    for found, n in zip(np.asarray(drawn), (0, 1, 2, 5, 8, 9, 60), strict=True):
+        # shares of each number, within five standard errors of their own; from more
+        # than 8 counts a rounded normal, whose mean and variance are near
+        expected = stats.binom(n, share)
+        assert found.min() >= 0 and found.max() <= n
+        if n <= 8:
+            mass = expected.pmf(np.arange(n + 1))
+            shares = np.bincount(found.astype(int), minlength=n + 1) / found.size
+            error = np.sqrt(mass * (1 - mass) / found.size)
+            assert np.all(np.abs(shares - mass) <= 5 * error + 1e-6)
+        else:
+            assert found.mean() == pytest.approx(expected.mean(), abs=0.1)
+            assert found.var() == pytest.approx(expected.var(), rel=0.2, abs=1e-6)
