@@ -104,4 +104,4 @@ def measure(scvi: str | None, repeats: int) -> dict:
             if all(row[name] == ours[name] for name in ("n_genes", "batch_size")):
                 times = ours["cells_per_second"] / row["scvi_cells_per_second"]
                 row[f"times_scvi_{ours['precision']}"] = round(times, 1)
-    return result | ({"peers": peers} if scvi else {})
+    return result | {"peers": peers}

@@ -8,7 +8,8 @@ Sections: `floor` (a step against its matrix products and the optimiser's pass),
 original's VAE and GMVAE), `growth` (a step by part and by size, memory, slots) and
 `accelerator` (large batches and 28,000 genes, beside SCVI on the same GPU; left out on
 a CPU unless it is asked for). Those asked for replace what the JSON has of them. Peers
-have environments of their own; sections whose peer is not given are left out.
+have environments of their own; `peers` and `original` are left out without theirs, and
+`accelerator` is then of ours alone.
 
 Everywhere: simulated counts, a tenth of them non-zero; one hidden layer of 128, latent
 10, batch 128, dispersion per gene, library means; compilation apart; medians. With the

@@ -1,7 +1,7 @@
 """Importance-weighted bounds of 500 and of 5,000 decodes: have they converged?
 
-    python experiments/decodes.py --data ../shared/data --scvi SCVI_PYTHON \
-        --work peers --out experiments/decodes.json
+    taskset -c 0 python experiments/decodes.py --data ../shared/data \
+        --scvi SCVI_PYTHON --work peers --out experiments/decodes.json
 
 The first seed of rows of `against_peers.py`, whose folder it reads and adds to: the
 same fits made once more, on both sides, and their test cells scored by ten times as
@@ -9,6 +9,7 @@ many samples. A fit that `--work` has is not made again; half an hour on one cor
 """
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
@@ -36,6 +37,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     rows, known = [], versions()
+    for tool, (name, likelihood) in itertools.product(against_peers.TOOLS, ROWS):
+        file = arguments.work / f"{tool}.{name}.{likelihood}.{SEED}.npz"
+        if not file.exists():
+            parser.error(f"found no {file}, run against_peers.py first")
     for name, likelihood in ROWS:
         path, batch_key = arguments.data / f"{name}.h5ad", against_peers.SETS[name]
         given = (path, likelihood, SEED, batch_key)

@@ -5,8 +5,8 @@
 Everything else is as in the first variant, the default before there was thinning.
 Validation cells alone, 100 samples; test cells are not looked at. A fit that `--out`
 has already is not made again, so that --variants, --only and --likelihoods may take it
-part by part: all of it takes hours. No fit has more than 400 epochs, so that those of
-"6,000 steps" on kang_batches, and of all batches of 256, have 4,000 at most.
+part by part: all of it takes hours. No fit has more than 400 epochs: on kang_batches,
+of ten batches of 128, more than 4,000 steps are 4,000.
 """
 
 import argparse

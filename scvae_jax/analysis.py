@@ -103,7 +103,7 @@ def apply(
     codes = [figures.probabilities.argmax(axis=1)]
     options["n_samples"] = 1
     for other in fitted.alternatives if fitted.model.n_clusters else ():
-        # of one model, for one program for all
+        # with one model, so that one program serves all
         theirs = cell_bounds(fitted.model, other.params, cells, **options)
         codes.append(theirs.probabilities.argmax(axis=1))
     adata = in_memory(adata) if copy else make_actual(adata)

@@ -298,8 +298,13 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             "likelihood, pass it: load(path, likelihood=...)"
         )
     genes, history = _read_json(path / "genes.json"), _read_json(path / "history.json")
-    # of other files in the folder nothing is read; alternatives look at their own
-    names = [name for name in saved if not name.startswith("alternatives/")]
+    # of other files in the folder nothing is read; alternatives look at their own, and
+    # this at the settings that have the sums of those
+    names = [
+        name
+        for name in saved
+        if not name.startswith("alternatives/") or name.endswith("/config.json")
+    ]
     found = _checksums(path, names, config)
     damaged = [name for name in sorted(found) if found[name] != saved.get(name)]
     if damaged:
@@ -322,6 +327,8 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(path / "params", template)
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"found parameters that cannot be read in {path / 'params'} ({reason}), "

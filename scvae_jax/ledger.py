@@ -34,8 +34,8 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
 
     Args:
         folder: its path.
-        settings: JSON values. Those in a dict, such as the digests of data sets by
-            name, may be added to, and what is not used now stays.
+        settings: JSON values. There may be more or fewer of them than before, and of
+            the digests of data sets by name, "data"; what is not used now stays.
         overwrite: replace a comparison that is there, by one made beside it that takes
             its place when it is finished (`take_place`). One of the same settings that
             was stopped before it was finished is gone on with.
@@ -47,6 +47,11 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
         InputError: if something else is there, or a comparison of other settings.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        beside = folder.with_name(f".{folder.name}-new")
+        placed = (beside / SETTINGS).exists() and not (beside / "fits").exists()
+        if placed:
+            # it was stopped while it took its place
+            take_place(beside, folder)
         known = _read_settings(folder / SETTINGS)
         if known is None:
             raise InputError(
@@ -60,20 +65,15 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
                 f"({listing(changed)}), expected the same to go on with, choose "
                 "another path or replace it (overwrite=True, --overwrite)"
             )
-        beside = folder.with_name(f".{folder.name}-new")
         begun = _read_settings(beside / SETTINGS)
         stopped = begun is not None and not _changed(begun, settings)
-        finished = any((folder / name).exists() for name in TABLES)
+        finished = any((folder / name).exists() for name in TABLES) and not placed
         if overwrite and (changed or finished or stopped):
-            place, folder, known = folder, beside, begun
+            folder, known = beside, begun
             if not stopped:
                 # of an earlier call that was stopped
                 shutil.rmtree(folder, ignore_errors=True)
                 known = {}
-            elif not (folder / "fits").exists():
-                # it was stopped while it took its place
-                take_place(folder, place)
-                folder = place
         settings = known | {
             name: known.get(name, {}) | value if isinstance(value, dict) else value
             for name, value in settings.items()

@@ -6,6 +6,7 @@ References:
         components, 1946.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,16 +40,15 @@ def preferences(
     p, gain = {}, {}
     for pair in moments:
         mean, square = moments[pair] / n_cells
-        # squared standard errors of the mean: of cells, and of fits
+        # squared standard errors of the mean: of cells, and of the fits of each model
         of_cells = np.maximum(square - mean**2, 0.0) / max(n_cells - 1, 1)
-        of_fits = sum(
-            scores[name].var(axis=0, ddof=1) / len(scores[name])
-            for name in pair
-            if len(scores[name]) > 1
-        )
+        of_fits = [
+            (of.var(axis=0, ddof=1) / len(of), len(of) - 1)
+            for of in (scores[name] for name in pair)
+            if len(of) > 1
+        ]
         gain[pair] = mean
-        freedom = sum(len(scores[name]) - 1 for name in pair)
-        p[pair] = two_sided(mean, of_cells, of_fits, n_cells, freedom, tested)
+        p[pair] = two_sided(mean, of_cells, of_fits, n_cells, tested)
     q = np.full((len(p), len(tested)), np.nan)
     if tested.any():
         values = np.stack(list(p.values()))[:, tested]
@@ -79,23 +79,22 @@ def preferences(
 def two_sided(
     mean: np.ndarray,
     of_cells: np.ndarray,
-    of_fits: np.ndarray | float,
+    of_fits: Sequence[tuple[np.ndarray, int]],
     n_cells: int,
-    freedom: int,
     tested: np.ndarray,
 ) -> np.ndarray:
     """Two-sided p-values of means against 0 (give or take ROUNDING), by Student's t.
 
     A few fits say little of the spread between fits of a single gene. It is therefore
     taken to be at least the share of the spread between cells that it is in the mean
-    over the tested genes. Degrees of freedom are those of [2].
+    over the tested genes, of each model. Degrees of freedom are those of [2].
 
     Args:
         mean: [G].
         of_cells: [G] squared standard error of the mean by the spread between cells.
-        of_fits: [G] that by the spread between fits; 0 where there is one of each.
+        of_fits: of each model with several fits [G] that by the spread between them,
+            and its degrees of freedom.
         n_cells: n.
-        freedom: degrees of freedom of `of_fits`.
         tested: [G] the genes in question.
 
     Returns:
@@ -103,13 +102,16 @@ def two_sided(
     """
     varies = of_cells > 0
     safe = np.where(varies, of_cells, 1.0)
-    share = np.broadcast_to(of_fits, mean.shape) / safe
-    pooled = share[tested & varies].mean() if (tested & varies).any() else 0.0
+    counts = tested & varies
+    share, weighed = np.zeros(len(mean)), np.zeros(len(mean))
+    for variance, freedom in of_fits:
+        own = variance / safe
+        floored = np.maximum(own, own[counts].mean() if counts.any() else 0.0)
+        share += floored
+        weighed += floored**2 / freedom
     excess = np.maximum(np.abs(mean) - ROUNDING, 0.0)
-    share = np.maximum(share, pooled)
     t = excess / np.sqrt(safe * (1.0 + share))
     # (sum_i v_i)^2 / df = sum_i v_i^2 / df_i, v the variances of cells and fits [2]
-    inverse = 1.0 / max(n_cells - 1, 1) + share**2 / max(freedom, 1)
-    df = (1.0 + share) ** 2 / inverse
+    df = (1.0 + share) ** 2 / (1.0 / max(n_cells - 1, 1) + weighed)
     p = 2.0 * scipy.special.stdtr(df, -t)
     return np.where(varies, p, 1.0)

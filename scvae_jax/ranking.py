@@ -12,6 +12,8 @@ from scvae_jax.scores import between
 N_RESAMPLES = 2000
 LEVEL = 0.95
 
+OF_OTHER_SEEDS = ", so that its rank is by other seeds than that of others"
+
 Row = dict[str, Any]
 # (data set, what its entries are ranked with)
 Column = tuple[str, str]
@@ -319,7 +321,7 @@ def remarks(fits: Sequence[Fit], ranks: Sequence[Row]) -> list[str]:
     said += [
         f"{row['n_failed']} of {row['n_failed'] + row['n_fits']} fits of "
         f"{entry_name(row['likelihood'], row['model'])} on {row['data']} ended early "
-        "and are left out, so that its rank is by other seeds than that of others"
+        f"and are left out{OF_OTHER_SEEDS if row['rank'] else ''}"
         for row in ranks
         if row["n_failed"]
     ]

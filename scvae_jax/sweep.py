@@ -100,8 +100,8 @@ def sweep_clusters(
 
 def _recommended(table: pd.DataFrame) -> np.ndarray:
     """Which row of a sweep is at a peak of stability, and there has the best bound."""
-    # on one cluster any two seeds agree
-    judged = table[table["n_clusters"] > 1].sort_values("n_clusters")
+    # without those that have no stability, be it that fits ended early
+    judged = table.dropna(subset=["stability"]).sort_values("n_clusters")
     stability = judged["stability"]
     below, above = stability.shift(1), stability.shift(-1)
     peak = (stability >= below) & (stability >= above)

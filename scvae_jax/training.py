@@ -254,8 +254,8 @@ def _expect_kinds(
     ):
         if not (value is None or isinstance(value, kind)):
             raise InputError(
-                f"found {name}={value!r}, expected a {kind.__name__}, make one; named "
-                "likelihoods are named in ModelConfig(likelihood=...)"
+                f"found {name}={value!r}, expected a {kind.__name__}, make one (named "
+                "likelihoods are named in ModelConfig, rates given in TrainConfig)"
             )
     if not (kl_weight is None or callable(kl_weight)):
         raise InputError(

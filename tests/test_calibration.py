@@ -399,9 +399,8 @@ def test_false_positives_of_sparse_genes():
     p = preferences.two_sided(
         difference.mean(axis=0),
         difference.var(axis=0) / (n_cells - 1),
-        0.0,
+        (),
         n_cells,
-        0,
         np.ones(n_genes, bool),
     )
     assert 0.03 < (p < 0.05).mean() < 0.08
@@ -410,20 +409,21 @@ def test_false_positives_of_sparse_genes():
 def test_the_spread_between_fits_counts():
     mean, of_cells = np.full(4, 0.2), np.full(4, 0.01)
     tested = np.array([True, True, True, False])
-    alone = preferences.two_sided(mean, of_cells, 0.0, 11, 0, tested)
+    alone = preferences.two_sided(mean, of_cells, (), 11, tested)
     expected = 2 * scipy.stats.t(10).sf(2.0)
     # to 1e-5 nats, below which no difference counts
     np.testing.assert_allclose(alone, expected, rtol=1e-3)
-    of_fits = np.array([0.0, 0.0, 0.09, 9.0])
-    spread = preferences.two_sided(mean, of_cells, of_fits, 11, 2, tested)
-    # the mean share over tested genes is 3; a gene with more keeps its own
+    of_fits = [(np.array([0.0, 0.0, 0.09, 9.0]), 2), (np.full(4, 0.01), 1)]
+    spread = preferences.two_sided(mean, of_cells, of_fits, 11, tested)
+    # the mean share over tested genes is 3; a gene with more keeps its own. That of
+    # the other model is 1
     share = np.array([3.0, 3.0, 9.0, 900.0])
-    # two degrees of freedom know little of it
-    df = [16 / 4.6, 16 / 4.6, 100 / 40.6, 901**2 / (0.1 + 900**2 / 2)]
-    error = np.sqrt(0.01 * (1 + share))
+    # few degrees of freedom know little of it
+    df = (2 + share) ** 2 / (1 / 10 + share**2 / 2 + 1 / 1)
+    error = np.sqrt(0.01 * (2 + share))
     np.testing.assert_allclose(spread, 2 * scipy.stats.t(df).sf(0.2 / error), rtol=1e-3)
     np.testing.assert_array_equal(
-        preferences.two_sided(mean, np.zeros(4), 0.0, 11, 0, tested), 1
+        preferences.two_sided(mean, np.zeros(4), (), 11, tested), 1
     )
 
 
@@ -433,11 +433,11 @@ def test_few_fits_find_no_more_than_the_rate():
     n_genes, of_cells = 40_000, 0.01
     # a tenth of the genes; the others hold the pooled share at about 1
     true = np.where(np.arange(n_genes) < n_genes // 10, 20.0, 0.2) * of_cells
-    # squared standard errors of two models of two fits, each of one degree of freedom
-    of_fits = true * random.chisquare(1, (2, n_genes)).mean(axis=0)
+    # two fits of one model; those of the other hardly differ
+    of_fits = [(true * random.chisquare(1, n_genes), 1), (np.full(n_genes, 1e-9), 1)]
     mean = random.normal(size=n_genes) * np.sqrt(of_cells + true)
     p = preferences.two_sided(
-        mean, np.full(n_genes, of_cells), of_fits, 400, 2, np.ones(n_genes, bool)
+        mean, np.full(n_genes, of_cells), of_fits, 400, np.ones(n_genes, bool)
     )
     assert (p[: n_genes // 10] < 0.001).mean() < 0.01
 

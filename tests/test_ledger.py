@@ -126,6 +126,39 @@ def test_other_settings_are_refused_or_overwrite(tmp_path, changes, text):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("moved", [0, 1, 3])
+def test_fits_of_two_settings_never_meet(tmp_path, monkeypatch, moved, overwrite):
+    """A replacement that was stopped in its place, before its settings were there."""
+    folder, other = tmp_path / "out", SETTINGS | {"n_samples": 20}
+    ledger.open_folder(folder, SETTINGS, False)
+    for name in ("fits/old.npz", *ledger.TABLES):
+        (folder / name).write_text("old")
+    work, _ = ledger.open_folder(folder, other, True)
+    for name in ("fits/new.npz", *ledger.TABLES):
+        (work / name).write_text("new")
+    replace, calls = os.replace, []
+
+    def stop(source, target):
+        if len(calls) > moved:
+            raise KeyboardInterrupt
+        calls.append(source)
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        ledger.take_place(work, folder)
+    # of the old settings: they are others now
+    if not overwrite:
+        with pytest.raises(InputError, match="with other settings"):
+            ledger.open_folder(folder, SETTINGS, False)
+        assert os.listdir(folder / "fits") == ["new.npz"]
+        return
+    work, settings = ledger.open_folder(folder, SETTINGS, True)
+    assert settings["n_samples"] == 10 and os.listdir(work / "fits") == []
+    assert os.listdir(folder / "fits") == ["new.npz"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("there", ["file", "folder", "other", "damaged"])
 def test_what_is_no_comparison_is_left_alone(tmp_path, overwrite, there):
     path = tmp_path / "out"

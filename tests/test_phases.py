@@ -499,8 +499,9 @@ def test_denoise_as_of_another_batch(small):
         ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.95), (1, 2, 3, 4), 5),
         ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.8), (1, 2, 3, 4), 2),
         ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.4), (1, 2, 3, 4), 4),
-        # one cluster is beside the point, and so is one seed
-        ((1, 2, 3, 4), (1.0, 0.9, 0.9, 0.5), (1, 2, 3, 4), 3),
+        # one cluster has no stability, a number whose fits failed neither, nor one seed
+        ((1, 2, 3, 4), (np.nan, 0.9, 0.9, 0.5), (1, 2, 3, 4), 3),
+        ((2, 3, 4, 5, 6), (0.95, 0.7, 0.9, np.nan, 0.6), (1, 2, 3, np.nan, 5), 4),
         ((2, 3), (np.nan, np.nan), (1, 2), None),
     ],
 )
