@@ -135,14 +135,22 @@ def depth(result: dict) -> Rows:
 
 def number_of_clusters(result: dict) -> Rows:
     """Clusters where their number is not known."""
+
+    def said(row: dict, rule: str) -> str:
+        number = row[rule]
+        (used,) = (
+            tried["clusters_used"]
+            for tried in row["sweep"]
+            if tried["n_clusters"] == number
+        )
+        in_use = f" ({used:.0f} in use)" if round(used) < number else ""
+        return f"{number}{in_use}: {row['ari'][str(number)]['mean']:.3f}"
+
     return [
         [
             CELLS[row["set"]],
             str(row["types"]),
-            *(
-                f"{row[rule]}: {row['ari'][str(row[rule])]['mean']:.3f}"
-                for rule in RULES
-            ),
+            *(said(row, rule) for rule in RULES),
             f"{row['leiden_best']:.3f}",
         ]
         for row in result["rows"]
