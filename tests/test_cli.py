@@ -511,7 +511,7 @@ TRAIN = [
     ("train fractional", "0% of the non-zero entries), expected counts"),
     ("train fractional", "(layer 'spliced' looks like counts)"),
     ("train fractional", "normalised data was probably given"),
-    ("train fractional", "(--fractional round|allow)"),
+    ("train fractional", "(train --fractional round|allow)"),
     ("train nan", "found 1 values in X that are NaN or infinite"),
     ("train infinite", "found 1 values in X that are NaN or infinite"),
     ("train no_cells", "found 0 cells and 40 genes"),

@@ -388,7 +388,10 @@ def test_dead_clusters_are_reported(types):
         ({"seeds": (1, 1)}, "found seeds 1, 1, expected each once"),
         ({"seeds": (-1,)}, "found seed=-1, expected a whole number"),
         ({"settings": {"n_latent": [2]}}, "found settings n_latent and 2 seeds"),
-        ({"settings": {"learning_rate": []}}, "expected one seed or more and values"),
+        (
+            {"settings": {"learning_rate": []}},
+            "expected one seed or more and lists of values",
+        ),
         ({"settings": {"dropout_input": [1.5]}}, "found dropout_input=1.5, expected"),
     ],
 )
@@ -413,7 +416,10 @@ def test_alternatives_are_saved_and_loaded(types, fits, tmp_path):
     # damage to an alternative is noticed
     (path,) = (tmp_path / "run" / "alternatives").glob("*")
     (path / "history.json").write_text("[]")
-    with pytest.raises(InputError, match="found alternatives/.* damaged or changed"):
+    with pytest.raises(
+        InputError,
+        match=r"found history.json damaged or changed in .*alternatives.0001",
+    ):
         sv.load(tmp_path / "run")
 
 
