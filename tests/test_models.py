@@ -112,7 +112,10 @@ def test_what_is_no_count_is_seen_whole_or_not_at_all(sparse_batch):
     assert 0.2 < hidden.mean() < 0.7
 
 
-@pytest.mark.parametrize("posterior", ["vae", "shared", "conditional"])
+@pytest.mark.parametrize(
+    "posterior",
+    ["vae", "shared", pytest.param("conditional", marks=pytest.mark.slow)],
+)
 def test_precision_of_products(sparse_batch, posterior):
     """A device may round what a product takes, unless told not to."""
 

@@ -83,6 +83,7 @@ def test_a_fit_says_what_it_is(small):
     assert len(found) < 150
 
 
+@pytest.mark.slow
 def test_a_fit_where_jax_has_64_bits(small):
     config = dataclasses.replace(SMALL, model="gmvae", n_clusters=1)
     with jax.enable_x64(True):
@@ -405,7 +406,10 @@ def test_number_of_epochs(n_epochs, steps_per_epoch, expected):
 
 @pytest.mark.parametrize(
     ("kind", "rates", "free_rate"),
-    [("vae", (0.5, 0.0, 0.0), 20.0), ("gmvae", (0.0, 0.3, 0.1), 1.0)],
+    [
+        ("vae", (0.5, 0.0, 0.0), 20.0),
+        pytest.param("gmvae", (0.0, 0.3, 0.1), 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_left_to_the_model(small, kind, rates, free_rate):
     names = ("thinning", "dropout_input", "dropout_hidden")
