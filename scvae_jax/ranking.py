@@ -70,9 +70,9 @@ def nested_interval(
 
     A resample draws cells with replacement, the same for all seeds and splits, as all
     seeds saw the same cells and splits share some; and seeds of each split. Splits are
-    averaged and not resampled. The variance of
-    R resampled seeds is (R - 1) / R of what it should be, a half with two of them, so
-    deviations between seeds are stretched by the root of R / (R - 1).
+    averaged and not resampled. The variance of R resampled seeds is (R - 1) / R of what
+    it should be, a half with two of them, so deviations between seeds are stretched by
+    the root of R / (R - 1).
 
     Args:
         differences: for each split [R, n], a row for each seed.
