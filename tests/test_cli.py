@@ -381,7 +381,7 @@ def test_demo(command, tmp_path):
     done = command("demo", "--epochs", 2, "--json")
     figures = assert_demo(done, tmp_path / "scvae_demo", 700)
     assert figures["n_scored"] == 700
-    assert "umap" in figures["picture"]
+    assert "UMAP" in figures["picture"]
 
 
 # Help, and wrong use
