@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from scvae_jax.building import from_config, named_likelihood
-from scvae_jax.checks import InputError, listing
+from scvae_jax.checks import InputError, is_lack_of_memory, listing
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model
@@ -327,7 +327,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(path / "params", template)
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if is_lack_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:120]
         raise InputError(

@@ -69,6 +69,11 @@ def check_count(name: str, value: Any, at_least: int, at_most: int = 2**20) -> N
     )
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error is of the machine's or the device's memory, not of the input."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def check_range(name: str, value: Any, high: float) -> None:
     """Refuse what is not a number of at least 0 and below a bound.
 

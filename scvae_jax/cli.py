@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scvae_jax.checks import InputError, InputWarning, check_count
+from scvae_jax.checks import InputError, InputWarning, check_count, is_lack_of_memory
 from scvae_jax.config import PRECISIONS, ModelConfig, TrainConfig, parse_options
 
 app = typer.Typer(
@@ -101,7 +101,7 @@ def main() -> None:
             2,
         )
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if is_lack_of_memory(error):
             sys.exit(_fail(TOO_LARGE, 1))
         # what typer raises for wrong use, whichever copy of click it brings
         if not hasattr(error, "format_message"):

@@ -203,13 +203,10 @@ def rank(
         both have, in nats per cell; `low` and `high` are the ends of its 95 % interval.
         What is not defined is None.
     """
-    cells = {
-        (fit.row["data"], fit.row["split"]): fit.cells["cell"]
-        for fit in fits
-        if fit.cells
-    }
     found = []
     for column, entries in _bounds(fits).items():
+        mine = [fit for fit in fits if fit.cells and fit.column == column]
+        cells = {fit.row["split"]: fit.cells["cell"] for fit in mine}
         means = {name: _mean(splits) for name, splits in entries.items()}
         known = np.isfinite(means.get(reference, -np.inf))
         versus = reference if known else _best(entries)
@@ -230,10 +227,7 @@ def rank(
             if versus == name:
                 row["difference"] = 0.0
             elif versus is not None:
-                of_data = {
-                    split: cells.get((column[0], split)) for split in entries[name]
-                }
-                row |= _difference(entries[name], entries[versus], of_data)
+                row |= _difference(entries[name], entries[versus], cells)
             found.append(row)
     return found
 
@@ -276,10 +270,8 @@ def _difference(mine: Splits, other: Splits, cells: dict[Any, np.ndarray]) -> Ro
         np.stack([mine[split][seed] - other[split][seed] for seed in seeds])
         for split, seeds in common.items()
     ]
-    low, high = nested_interval(differences, [cells[split] for split in common]) or (
-        None,
-        None,
-    )
+    interval = nested_interval(differences, [cells[split] for split in common])
+    low, high = interval or (None, None)
     mean = float(np.mean([each.mean() for each in differences]))
     return {"difference": mean, "low": low, "high": high}
 

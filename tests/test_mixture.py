@@ -242,7 +242,7 @@ def test_identical_components_have_equal_responsibilities(posterior, batch):
         params["clusters"]["departure"] = jnp.zeros_like(
             params["clusters"]["departure"]
         )
-    terms = terms_of(model, params, KEY, batch, 3, True)
+    terms = terms_of(model, params, KEY, batch, 3)
     r = np.exp(objectives.log_responsibilities(terms))
     np.testing.assert_allclose(r, 1 / N_CLUSTERS, rtol=1e-6)
     np.testing.assert_allclose(
