@@ -338,9 +338,8 @@ def evaluate(
     n_clusters = fitted.model.n_clusters
     if n_clusters:
         codes = figures.probabilities.argmax(axis=1)
-        share = np.bincount(codes, minlength=n_clusters) / len(codes)
         result["n_clusters"] = n_clusters
-        result["clusters_used"] = int((share >= ALIVE).sum())
+        result["clusters_used"] = clusters_used(codes)
         result["effective_clusters"] = float(
             effective_number(figures.probabilities.mean(axis=0))
         )
@@ -350,6 +349,11 @@ def evaluate(
         else:
             result |= kmeans_scores(figures.latent[known], names, score_key, seed)
     return result
+
+
+def clusters_used(codes: np.ndarray) -> int:
+    """How many clusters have at least 1 % of the cells; `codes` [n] are theirs."""
+    return int((np.bincount(codes) / len(codes) >= ALIVE).sum())
 
 
 def part_of(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:

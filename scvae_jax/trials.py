@@ -14,10 +14,10 @@ from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.checks import InputWarning
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
 from scvae_jax.counts import CountData
-from scvae_jax.epochs import ALIVE
 from scvae_jax.evaluation import (
     CellBounds,
     cell_bounds,
+    clusters_used,
     conditions_on_total,
 )
 from scvae_jax.likelihoods import Likelihood
@@ -263,9 +263,8 @@ def _clusters(
     codes, row = np.full(len(bounds.latent), -1), {}
     if config.model == "gmvae":
         codes = bounds.probabilities.argmax(axis=1)
-        share = np.bincount(codes, minlength=config.n_clusters) / len(codes)
         row["n_clusters"] = config.n_clusters
-        row["clusters_used"] = int((share >= ALIVE).sum())
+        row["clusters_used"] = clusters_used(codes)
     if cells.labels is None:
         return codes, row
     labels = cells.labels[cells.held_out]
