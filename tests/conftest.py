@@ -1,5 +1,8 @@
 """What all tests share: strict JAX, small data, and where the real data is."""
 
+import atexit
+import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,6 +13,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # a [G] array that meets a [B, G] one by accident is an error
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# most of the time of tests is the compiler's: what one of them has compiled is there
+# for all, and for programs that run for milliseconds it takes no pains
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory()
+    atexit.register(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):

@@ -45,6 +45,14 @@ EXTREME = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_users_have_them():
+    """Digits are those of programs compiled with all optimisations, as elsewhere."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 # --- references at 50 digits: x and params are numbers of mpmath ----------------------
 
 
