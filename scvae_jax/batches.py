@@ -243,7 +243,7 @@ def product(
             * kernel.at[gene[:, slot]].get(
                 mode="promise_in_bounds", wrap_negative_indices=False
             )
-            for slot in range(ROW)
+            for slot in range(entries.shape[1])
         )
         return jax.ops.segment_sum(rows, cell, x.shape[0])
 

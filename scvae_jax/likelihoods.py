@@ -76,7 +76,7 @@ class Likelihood(NamedTuple):
         support: "counts", "integers" (counts, never fractional), "binary" or "real".
         start: (mean [G] of the training cells, their number, which may be traced) ->
             the heads [G, *shape] of a model that knows no more than that; those left
-            out are 0, all of them where it is None.
+            out, such as of zero-inflation, are 0, all of them where it is None.
     """
 
     name: str
@@ -267,6 +267,11 @@ def _log_product(product: Array, log_sum: Array) -> Array:
     return jnp.where(product > 1e-30, jnp.log(product), log_sum)
 
 
+def _at_zero(x: Array, log_zero: Array) -> Array:
+    """Log p(0) where x is 0, and no number where it is no count."""
+    return jnp.where(x == 0, log_zero, jnp.nan)
+
+
 @jax.custom_jvp
 def _poisson_log_prob(x: Array, log_mean: Array) -> Array:
     # log p = x log mu - mu - lgamma(x+1)
@@ -277,7 +282,7 @@ def _poisson_log_prob(x: Array, log_mean: Array) -> Array:
     log_ratio = _log_product(mean / y, log_mean - log_y)
     deviance = -y * _lmx((mean - y) / y, log_ratio)
     log_prob = -deviance - 0.5 * log_y - HALF_LOG_2PI - _stirling(y, log_y)
-    return jnp.where(positive, log_prob, -mean)
+    return jnp.where(positive, log_prob, _at_zero(x, -mean))
 
 
 @_poisson_log_prob.defjvp
@@ -311,7 +316,8 @@ def _nb_log_prob(x: Array, log_mean: Array, log_theta: Array) -> Array:
         - _stirling(theta, log_theta)
         - _stirling(y, log_y)
     )
-    return jnp.where(positive, log_prob, _nb_log_prob_zero(log_mean, log_theta))
+    at_zero = _at_zero(x, _nb_log_prob_zero(log_mean, log_theta))
+    return jnp.where(positive, log_prob, at_zero)
 
 
 @_nb_log_prob.defjvp
@@ -377,6 +383,16 @@ def _with_axes_of(value: Array, like: Array) -> Array:
     return value.reshape((1,) * (like.ndim - value.ndim) + value.shape)
 
 
+def _expect_of_cells(name: str, value: Array, of_genes: Array) -> None:
+    """Refuse [B, 1] where [B] is meant, which would meet [B, G] as [B, B, G]."""
+    if jnp.ndim(value) > max(of_genes.ndim - 1, 1):
+        raise ValueError(
+            f"found {name} of shape {jnp.shape(value)} for means of shape "
+            f"{of_genes.shape}, expected one number for each cell, leave out the axis "
+            "of genes"
+        )
+
+
 def _log_mean(mean: str) -> Callable[[Params, Covariates], Array]:
     """The link of the mean: "library" or "free"."""
     if mean not in ("library", "free"):
@@ -389,7 +405,8 @@ def _log_mean(mean: str) -> Callable[[Params, Covariates], Array]:
         if mean == "free":
             return heads["log_mean"]
         # log mu_g = log softmax(head)_g + log depth
-        log_share = jax.nn.log_softmax(heads["log_mean"], axis=-1)
+        log_share = jax.nn.log_softmax(_floats(heads["log_mean"])[0], axis=-1)
+        _expect_of_cells("depth", covariates.depth, log_share)
         return log_share + _with_axes_of(
             jnp.log(covariates.depth)[..., None], log_share
         )
@@ -421,7 +438,7 @@ def poisson(*, mean: str = "library") -> Likelihood:
         free=(),
         link=lambda heads, free, covariates: {"log_mean": log_mean(heads, covariates)},
         log_prob=lambda x, p: _poisson_log_prob(*_floats(x, p["log_mean"])),
-        log_prob_zero=lambda p: -jnp.exp(p["log_mean"]),
+        log_prob_zero=lambda p: -jnp.exp(_floats(p["log_mean"])[0]),
         mean=lambda p: jnp.exp(p["log_mean"]),
         variance=lambda p: jnp.exp(p["log_mean"]),
         sample=lambda key, p: _sample_poisson(key, jnp.exp(p["log_mean"])),
@@ -474,6 +491,7 @@ def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Lik
                 "give a batch key or choose dispersion='gene'"
             )
         else:
+            _expect_of_cells("batch", covariates.batch, log_mu)
             # a product: gradients of rows looked up meet in no order on a GPU
             table = free["log_dispersion"]
             one_hot = jax.nn.one_hot(covariates.batch, len(table), dtype=table.dtype)
@@ -529,8 +547,11 @@ def zero_inflated(base: Likelihood) -> Likelihood:
         params = base.link(heads, free, covariates)
         return params | {"zero_logit": heads["zero_logit"]}
 
+    # a family of one's own may have no closed form
+    base_zero = base.log_prob_zero or (lambda p: base.log_prob(jnp.zeros(()), p))
+
     def log_prob_zero(p: Params) -> Array:
-        logit, zero = _floats(p["zero_logit"], base.log_prob_zero(p))
+        logit, zero = _floats(p["zero_logit"], base_zero(p))
         return _zero_inflated_log_prob_zero(logit, zero)
 
     def log_prob(x: Array, p: Params) -> Array:
@@ -542,7 +563,10 @@ def zero_inflated(base: Likelihood) -> Likelihood:
     def variance(p: Params) -> Array:
         # (1-pi) (Var + pi E^2)
         pi = jax.nn.sigmoid(p["zero_logit"])
-        return (1.0 - pi) * (base.variance(p) + pi * base.mean(p) ** 2)
+        # 1 - pi would be 0 where pi rounds to 1
+        return jax.nn.sigmoid(-p["zero_logit"]) * (
+            base.variance(p) + pi * base.mean(p) ** 2
+        )
 
     def sample(key: Array, p: Params) -> Array:
         key_base, key_zero = jax.random.split(key)
@@ -590,10 +614,12 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
         return params | {"class_logits": heads["class_logits"]}
 
     def log_prob(x: Array, p: Params) -> Array:
-        (x,) = _floats(x)
-        log_pi = jax.nn.log_softmax(p["class_logits"], axis=-1)
+        x, logits = _floats(x, p["class_logits"])
+        log_pi = jax.nn.log_softmax(logits, axis=-1)
         # one comparison per class instead of a gather: k_max is small
-        own = sum(jnp.where(x == k, log_pi[..., k], 0.0) for k in range(k_max))
+        own = jnp.nan
+        for k in range(k_max):
+            own = jnp.where(x == k, log_pi[..., k], own)
         tail = log_pi[..., k_max] + base.log_prob(jnp.maximum(x - k_max, 0.0), p)
         return jnp.where(x < k_max, own, tail)
 
@@ -610,8 +636,7 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
     def sample(key: Array, p: Params) -> Array:
         key_base, key_class = jax.random.split(key)
         x = _sample_base(base, key_base, p, p["class_logits"].shape[:-1])
-        k = jax.random.categorical(key_class, p["class_logits"], axis=-1)
-        k = jnp.broadcast_to(k, x.shape)
+        k = jax.random.categorical(key_class, p["class_logits"], -1, x.shape)
         return jnp.where(k < k_max, k.astype(x.dtype), x + k_max)
 
     return base._replace(
@@ -619,7 +644,7 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
         heads=(*base.heads, Head("class_logits", (k_max + 1,))),
         link=link,
         log_prob=log_prob,
-        log_prob_zero=lambda p: jax.nn.log_softmax(p["class_logits"], axis=-1)[..., 0],
+        log_prob_zero=lambda p: jax.nn.log_softmax(*_floats(p["class_logits"]))[..., 0],
         mean=lambda p: moments(p)[0],
         variance=lambda p: moments(p)[1],
         sample=sample,
@@ -664,8 +689,10 @@ def bernoulli() -> Likelihood:
         heads=(Head("logit"),),
         free=(),
         link=lambda heads, free, covariates: {"logit": heads["logit"]},
-        log_prob=lambda x, p: -jax.nn.softplus((1.0 - 2.0 * x) * p["logit"]),
-        log_prob_zero=lambda p: -jax.nn.softplus(p["logit"]),
+        log_prob=lambda x, p: (
+            -jax.nn.softplus((1.0 - 2.0 * x) * _floats(p["logit"])[0])
+        ),
+        log_prob_zero=lambda p: -jax.nn.softplus(*_floats(p["logit"])),
         mean=lambda p: jax.nn.sigmoid(p["logit"]),
         variance=lambda p: jax.nn.sigmoid(p["logit"]) * jax.nn.sigmoid(-p["logit"]),
         sample=lambda key, p: jax.random.bernoulli(

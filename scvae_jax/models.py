@@ -30,7 +30,7 @@ from scvae_jax.networks import (
     matmul_of,
 )
 from scvae_jax.objectives import Terms, gated
-from scvae_jax.reading import entries_of, first_product, laid_out
+from scvae_jax.reading import entries_of, first_product, laid_out, measured
 
 Array = jax.Array
 Tree = Any
@@ -68,9 +68,10 @@ class Model(NamedTuple):
         init: (key, profiles or None) -> params, a dict with "encoder", "decoder" and
             "free"; of a mixture also "prior", and "clusters" where a network gives
             q(y|x). With profiles, for each modality the mean [G] of the training cells
-            and their number, the decoder starts as the null model: whatever z, it gives
-            the mean profile. From random outputs it first unlearns to listen to z,
-            which it may not learn again.
+            and their number, the decoder starts as the null model: whatever z, the
+            family (of a zero-inflated or categorised one its base) has the mean
+            profile. From random outputs it first unlearns to listen to z, which it may
+            not learn again.
         encode: (params, batch, dropout key or None) -> posterior q(z|x), a distrax
             distribution of batch shape [B]; a mixture over q(y|x) where a network
             gives it.
@@ -188,9 +189,10 @@ def vae(
         keys = [None] * len(modalities)
         if key is not None and not is_off(thinning):
             key, *keys = jax.random.split(key, 1 + len(modalities))
+        counts = [measured(c) for c in batch.counts]
         inputs = [
             entries_of(c, m.likelihood.is_of_counts, k, thinning)
-            for m, c, k in zip(modalities, batch.counts, keys, strict=True)
+            for m, c, k in zip(modalities, counts, keys, strict=True)
         ]
         shapes = [entries.shape for entries in inputs]
         shapes += [(n_cells, size) for size in encoder.hidden_sizes]
@@ -199,14 +201,14 @@ def vae(
         keep = keep_masks(key, shapes, rates)
         inputs = [drop(h, k, dropout_input) for h, k in zip(inputs, keep, strict=False)]
         x = jnp.concatenate(
-            [laid_out(h, c) for h, c in zip(inputs, batch.counts, strict=True)], axis=-1
+            [laid_out(h, c) for h, c in zip(inputs, counts, strict=True)], axis=-1
         )
         variables = {"params": params["encoder"]}
         mean, log_scale, h = encoder.apply(
             variables,
             x,
             keep[len(inputs) :],
-            first_product(inputs, batch.counts, matmul),
+            first_product(inputs, counts, matmul),
         )
         return diagonal_normal(mean, log_scale), h
 
@@ -214,6 +216,11 @@ def vae(
         return encode_all(params, batch, key)[0]
 
     def expand(params: Tree, z: Array, batch: Batch, key: Array | None = None):
+        if batch.categorical.shape[1] < len(n_categories):
+            raise ValueError(
+                f"found {batch.categorical.shape[1]} categorical covariates, expected "
+                f"{len(n_categories)}, give their codes (dense_batch(categorical=...))"
+            )
         columns = [
             jax.nn.one_hot(batch.categorical[:, i], n)
             for i, n in enumerate(n_categories)
@@ -438,14 +445,14 @@ def _terms_of(encode: Callable, weigh: Callable) -> Callable[..., Terms]:
         if not train:
             key_encoder = key_decoder = None
         posterior = encode(params, batch, key_encoder)
-        z, tag = sample(posterior, key_z, n_samples), None
-        if train:
-            z, tag = gated(z)
+        z = sample(posterior, key_z, n_samples)
+        passed, tag = gated(z) if train else (z, None)
 
         def of_sample(z: Array) -> Terms:
             return weigh(params, z, posterior, batch, key_decoder)
 
-        return _each(of_sample, z, batch)._replace(tag=tag)
+        # z itself for what a loss of one's own asks of it: the gate is the bound's
+        return _each(of_sample, passed, batch)._replace(z=z, tag=tag)
 
     return terms
 
@@ -490,5 +497,6 @@ def _initial_free(modality: Modality, sizes: dict[str, int]) -> dict[str, Array]
 
 
 def _log_px(modality: Modality, counts: Counts, params: dict[str, Array]) -> Array:
+    counts = measured(counts)
     log_px = total_log_prob(modality.likelihood, counts.x, params, counts.nonzero)
     return log_px if counts.observed is None else counts.observed * log_px

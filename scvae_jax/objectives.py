@@ -237,7 +237,8 @@ def elbo(
     Args:
         kl: "analytic" or "sampled".
         free_nats: KL of z, in nats of a cell over all latent dimensions, that costs
-            nothing ([2]; theirs is per dimension and averaged over a batch).
+            nothing ([2]; theirs is per dimension and averaged over a batch). Where the
+            KL is sampled, as that of a shared posterior always is, of each sample.
         free_nats_y: KL of y that costs nothing.
         gradient: "total", or with kl="sampled" "path": without the part of the
             encoder's gradient that is 0 in the mean ([4]).
@@ -313,7 +314,7 @@ def importance_weighted(n_samples: int, *, gradient: str = "total") -> Objective
         log_weight = _log_weight(terms, kl_weight)
         per_cluster = jax.nn.logsumexp(log_weight, axis=0)
         total = jax.nn.logsumexp(per_cluster, axis=-1)
-        loss = jnp.log(n_samples) - total
+        loss = jnp.log(len(log_weight)) - total
         if gradient == "path":
             share = jax.lax.stop_gradient(jnp.exp(log_weight - total[None, :, None]))
             # one z for all clusters where y is inferred from it

@@ -64,11 +64,24 @@ def entries_of(
 
 
 def laid_out(entries: Array, counts: Counts) -> Array:
-    """The entries as an array [B, G], zero where the modality was not observed."""
-    if counts.nonzero is not None:
-        entries = lay_out(counts.nonzero, entries, counts.x.shape)
-    observed = counts.observed
-    return entries if observed is None else entries * observed[:, None]
+    """The entries as an array [B, G]."""
+    if counts.nonzero is None:
+        return entries
+    return lay_out(counts.nonzero, entries, counts.x.shape)
+
+
+def measured(counts: Counts) -> Counts:
+    """Counts that are 0 where a modality was not observed, whatever stands there."""
+    if counts.observed is None:
+        return counts
+    seen = counts.observed > 0
+    nonzero = counts.nonzero
+    if nonzero is not None:
+        cell, gene, value = nonzero
+        nonzero = cell, gene, jnp.where(seen[cell][:, None], value, 0.0)
+    x = jnp.where(seen[:, None], counts.x, 0.0)
+    depth = jnp.where(seen, counts.depth, 1.0)
+    return counts._replace(x=x, nonzero=nonzero, depth=depth)
 
 
 def first_product(

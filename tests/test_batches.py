@@ -282,6 +282,13 @@ def test_product_is_that_of_dense_arrays(density):
     close(product(dense, kernel), dense @ kernel)
     for argument in (0, 1):
         close(score(product, argument), score(jax.numpy.matmul, argument))
+    # rows of any width
+    single = tuple(a.reshape(-1, 1) for a in counts.nonzero[1:])
+    single = (np.repeat(counts.nonzero[0], batches.ROW), *single)
+    of_single = batches.product(
+        single, entries.reshape(-1, 1), dense, kernel, jax.numpy.matmul
+    )
+    close(of_single, dense @ kernel)
     # where entries are few and only the value is asked for, nothing dense is multiplied
     few = jax.default_backend() == "cpu" and density < 0.1
     assert ("dot_general" in str(jax.make_jaxpr(product)(dense, kernel))) != few

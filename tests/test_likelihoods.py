@@ -416,6 +416,71 @@ def test_samples_have_the_moments(family):
         assert np.array_equal(draws, np.round(draws)) and draws.min() >= 0
 
 
+@pytest.mark.parametrize("name", sorted(set(likelihoods.FACTORIES) - {"gaussian"}))
+@pytest.mark.parametrize("x", [np.nan, -1.0, -2.5])
+def test_what_is_no_count_has_no_log_prob(name, x):
+    if name == "bernoulli":
+        pytest.skip("of data that is checked to be binary")
+    params = {k: jnp.asarray(v, "float32") for k, v in MODERATE.items()}
+    likelihood = likelihoods.from_name(name)
+    assert np.isnan(likelihood.log_prob(jnp.full(N_GENES, x), params)).all()
+    assert np.isfinite(likelihood.log_prob(jnp.zeros(N_GENES), params)).all()
+
+
+def test_cells_that_share_probabilities_have_classes_of_their_own():
+    likelihood = likelihoods.categorised(likelihoods.poisson(mean="free"), 3)
+    logits = jnp.array([[[1.0, 1.0, 1.0, -30.0]] * N_GENES])
+    params = {"log_mean": jnp.zeros((1000, N_GENES)), "class_logits": logits}
+    x = np.asarray(likelihood.sample(jax.random.key(0), params))
+    shares = np.stack([(x == k).mean(0) for k in range(3)])
+    # within five standard errors of a third
+    assert np.abs(shares - 1 / 3).max() < 5 * np.sqrt(2 / 9 / 1000)
+
+
+def test_variance_where_nearly_all_is_inflation():
+    likelihood = likelihoods.zero_inflated(likelihoods.poisson())
+    params = {"log_mean": jnp.log(1e6), "zero_logit": jnp.float32(18.0)}
+    pi = 1 / (1 + np.exp(-18.0))
+    found = likelihood.variance(params)
+    np.testing.assert_allclose(found, (1 - pi) * (1e6 + pi * 1e12), rtol=1e-5)
+
+
+def test_zero_inflation_of_a_family_without_a_closed_form_at_zero():
+    base = likelihoods.poisson(mean="free")
+    plain = likelihoods.zero_inflated(base)
+    other = likelihoods.zero_inflated(base._replace(log_prob_zero=None))
+    params = {"log_mean": jnp.zeros((2, 3)), "zero_logit": jnp.ones((2, 3))}
+    x = jnp.array([[0.0, 1.0, 4.0]])
+    given = plain.log_prob(x, params), other.log_prob(x, params)
+    np.testing.assert_allclose(*given, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["depth", "batch"])
+def test_one_number_for_each_cell(kind):
+    likelihood = likelihoods.negative_binomial(dispersion="gene_batch")
+    heads = {"log_mean": jnp.zeros((5, 3))}
+    free = {"log_dispersion": jnp.zeros((2, 3))}
+    given = {"depth": jnp.ones(5), "batch": jnp.zeros(5, jnp.int32)}
+    likelihood.link(heads, free, Covariates(**given))
+    given[kind] = given[kind][:, None]
+    with pytest.raises(ValueError, match=rf"found {kind} of shape \(5, 1\) for means"):
+        likelihood.link(heads, free, Covariates(**given))
+
+
+@pytest.mark.parametrize("name", ["poisson", "categorised_poisson", "bernoulli"])
+def test_parameters_of_low_precision_are_summed_in_float32(name):
+    likelihood = likelihoods.from_name(name)
+    params = {
+        "log_mean": jnp.full((1, 2000), 1.0, "bfloat16"),
+        "class_logits": jnp.ones((1, 2000, K_MAX + 1), "bfloat16"),
+        "logit": jnp.full((1, 2000), 1.0, "bfloat16"),
+    }
+    nothing = (jnp.array([0]), jnp.array([[0]]), jnp.array([[0.0]]))
+    given = (likelihood, jnp.zeros((1, 2000)), params)
+    sparse, dense = total_log_prob(*given, nothing), total_log_prob(*given)
+    np.testing.assert_allclose(sparse, dense, rtol=1e-5)
+
+
 @pytest.mark.parametrize("mean", [1e5, 1e6, 1e7])
 def test_variance_of_categories_with_a_large_mean(mean):
     family = likelihoods.categorised(likelihoods.poisson(mean="free"), 3)

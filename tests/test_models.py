@@ -20,6 +20,7 @@ from scvae_jax import (
 from scvae_jax.checks import InputError
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
+from scvae_jax.objectives import importance_weighted
 
 KEY = jax.random.key(0)
 NAMES = sorted(set(likelihoods.FACTORIES) - {"bernoulli", "gaussian"})
@@ -415,6 +416,53 @@ def test_two_modalities_one_of_them_unobserved():
     other = model.terms(params, KEY, batch._replace(counts=(*rna.counts, changed)), 1)
     same = np.asarray(terms.log_px[0] == other.log_px[0])
     np.testing.assert_array_equal(same, observed == 0)
+    # whatever stands where nothing was measured, sparse or not
+    nothing = jnp.where(observed[:, None] > 0, accessible.x, jnp.nan)
+    depth = jnp.where(observed > 0, 1.0, jnp.nan)
+    gene = jnp.tile(jnp.arange(4), (3, 1))
+    for nonzero in (None, (jnp.arange(3), gene, nothing)):
+        left_out = accessible._replace(x=nothing, depth=depth, nonzero=nonzero)
+        given = batch._replace(counts=(*rna.counts, left_out))
+
+        def loss(params, given=given):
+            return model.terms(params, KEY, given, 1).log_px.sum()
+
+        value, slopes = jax.value_and_grad(loss)(params)
+        assert value == pytest.approx(float(terms.log_px.sum()), rel=1e-6)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+def test_covariates_that_are_too_few():
+    model = models.vae(
+        [models.Modality("rna", 6, likelihoods.poisson())],
+        n_latent=2,
+        hidden_sizes=(8,),
+        n_categories=(3, 2),
+    )
+    codes = jnp.zeros((3, 1), jnp.int32)
+    batch = batches.dense_batch(jnp.ones((3, 6)), categorical=codes)
+    with pytest.raises(ValueError, match="found 1 categorical covariates, expected 2"):
+        model.terms(model.init(KEY), KEY, batch, 1)
+
+
+def test_a_loss_of_ones_own_meets_z_itself():
+    model = models.vae(
+        [models.Modality("rna", 6, likelihoods.poisson())],
+        n_latent=2,
+        hidden_sizes=(8,),
+    )
+    batch = batches.dense_batch(jnp.ones((3, 6)))
+    params = model.init(KEY)
+
+    def slope(gradient):
+        def loss(params):
+            terms = model.terms(params, KEY, batch, 5, train=True)
+            bound = importance_weighted(5, gradient=gradient).loss(terms, 1.0).mean()
+            return bound + 1e6 * jnp.square(terms.z).mean()
+
+        return jax.grad(loss)(params)["encoder"]["Dense_0"]["kernel"]
+
+    np.testing.assert_allclose(slope("path"), slope("total"), rtol=1e-3, atol=1.0)
 
 
 def test_a_likelihood_per_batch_needs_batches():
