@@ -16,17 +16,12 @@ from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.checks import InputError, check_count, check_field, listing
-from scvae_jax.clusters import agreement
 from scvae_jax.config import to_json
 from scvae_jax.counts import CountData, gene_names, in_memory, make_actual
-from scvae_jax.evaluation import (
-    CellBounds,
-    cell_bounds,
-    prepare_as,
-    split_of,
-)
+from scvae_jax.evaluation import CellBounds, cell_bounds, prepare_as, split_of
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
+from scvae_jax.placing import cluster_codes
 from scvae_jax.selection import cells_to_device
 
 Array = jax.Array
@@ -78,7 +73,8 @@ def apply(
         obsm["scvae_cluster_probabilities"]: [n, K] q(y|x).
         obs["scvae_cluster_entropy"]: its entropy, nats; 0 where a cell is certain.
         obs["scvae_cluster_confidence"]: with alternatives, the share of all fits that
-            put the cell where this one does, clusters matched one to one.
+            put the cell where this one does, their clusters matched one to one on the
+            training cells.
         uns["scvae"]["cluster_sizes"]: [K] number of these cells in each cluster.
         uns["scvae"]["cluster_prototypes"]: table [G, K] of mean expression, decoded
             from the centre of each component at the median depth of the cells, averaged
@@ -100,12 +96,9 @@ def apply(
     options = {"n_samples": N_SAMPLES, "batch_size": batch_size, "seed": seed}
     figures = cell_bounds(fitted.model, fitted.params, cells, **options)
     # all that can fail comes before anything is written
-    codes = [figures.probabilities.argmax(axis=1)]
-    options["n_samples"] = 1
-    for other in fitted.alternatives if fitted.model.n_clusters else ():
-        # with one model, so that one program serves all
-        theirs = cell_bounds(fitted.model, other.params, cells, **options)
-        codes.append(theirs.probabilities.argmax(axis=1))
+    others = fitted.alternatives if fitted.model.n_clusters else ()
+    # with one model, so that one program serves all
+    codes = [cluster_codes(fitted.model, other.params, cells) for other in others]
     adata = in_memory(adata) if copy else make_actual(adata)
     # what another model had to say of clusters
     for name in ("cluster", "cluster_entropy", "cluster_confidence"):
@@ -117,6 +110,8 @@ def apply(
     adata.obs[f"{key_added}_split"] = pd.Categorical(split)
     # HDF5 has no None: settings that are not set are left out
     data_settings = to_json(fitted.data_config)
+    if layer is not None:
+        data_settings["layer"] = layer
     adata.uns[key_added] = {
         "model": fitted.config.model,
         "likelihood": fitted.likelihood.name,
@@ -143,15 +138,17 @@ def _write_clusters(
     key: str,
 ) -> None:
     n_clusters, r = fitted.model.n_clusters, figures.probabilities
-    sizes = np.bincount(codes[0], minlength=n_clusters)
+    own = r.argmax(axis=1)
+    sizes = np.bincount(own, minlength=n_clusters)
     names = [str(k) for k in range(n_clusters)]
     used = [names[k] for k in range(n_clusters) if sizes[k]]
-    labels = np.array(names)[codes[0]]
+    labels = np.array(names)[own]
     adata.obs[f"{key}_cluster"] = pd.Categorical(labels, categories=used)
     adata.obsm[f"{key}_cluster_probabilities"] = r
     adata.obs[f"{key}_cluster_entropy"] = scipy.special.entr(r).sum(axis=1)
-    if len(codes) > 1:
-        adata.obs[f"{key}_cluster_confidence"] = agreement(codes)
+    if codes:
+        agree = np.mean([own == own, *(own == other for other in codes)], axis=0)
+        adata.obs[f"{key}_cluster_confidence"] = agree
     mean = prototypes(fitted, depth=float(np.median(data.depth)))
     adata.uns[key] |= {
         "cluster_sizes": sizes,

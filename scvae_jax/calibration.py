@@ -19,7 +19,7 @@ from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
-from scvae_jax.counts import expect_anndata, gene_names, make_actual
+from scvae_jax.counts import expect_anndata, gene_names, make_actual, n_fractional
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences
@@ -73,6 +73,7 @@ def calibrate(
     n_samples: int = 20,
     false_discovery_rate: float = 0.05,
     key_added: str = "scvae",
+    layer: str | None = None,
     batch_size: int = 128,
     seed: int = 0,
 ) -> dict[str, Calibration]:
@@ -99,6 +100,7 @@ def calibrate(
         n_samples: samples S of q(z | x_seen) that a prediction averages over.
         false_discovery_rate: of the preferences.
         key_added: prefix of the fields.
+        layer: layer with the counts, "X" for X; None: where they were for fitting.
         batch_size: cells at a time.
         seed: of the halves, the samples and the transform.
 
@@ -142,8 +144,8 @@ def calibrate(
     for name in (key_added, *fits):
         check_field("name of a model or key_added", name)
     first = next(iter(fits.values()))[0]
-    data = prepare_as(adata, first)
-    if not np.array_equal(data.x.data, np.floor(data.x.data)):
+    data = prepare_as(adata, first, layer=layer)
+    if n_fractional(data.x.data):
         raise InputError(
             "found fractional counts, expected whole ones, as only they have a "
             "distribution function, round them (fractional='round') and fit again"

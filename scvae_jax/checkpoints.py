@@ -25,12 +25,12 @@ import numpy as np
 import pandas as pd
 
 from scvae_jax.building import from_config, named_likelihood
-from scvae_jax.checks import InputError, is_lack_of_memory, listing
+from scvae_jax.checks import InputError, is_lack_of_memory, listing, one_line
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model
 
-FORMAT = 4
+FORMAT = 5
 PARTS = ("config.json", "genes.json", "cells.csv", "history.json", "params")
 PACKAGES = ("scvae_jax", "jax", "flax", "optax", "distrax", "numpy", "anndata")
 
@@ -53,7 +53,8 @@ class Fitted:
         summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like;
             own_optimizer and own_kl_weight are true where they were passed as values.
         versions: of Python's packages and of the device at the time.
-        alternatives: other fits of the same cells, best first.
+        alternatives: other fits of the same cells, best first; clusters that match
+            have the same number in all.
         own_likelihood: whether the likelihood was passed to the fit as a value.
     """
 
@@ -119,7 +120,7 @@ class Fitted:
                 checkpointer.save(folder / "params", self.params)
         except ValueError as error:
             # what orbax makes of a full disk
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error)
             raise OSError(errno.EIO, reason, str(folder)) from None
         for number, other in enumerate(self.alternatives, start=1):
             place = folder / "alternatives" / f"{number:04d}"
@@ -329,7 +330,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
     except Exception as error:
         if is_lack_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)
         raise InputError(
             f"found parameters that cannot be read in {path / 'params'} ({reason}), "
             "expected those of the configuration beside them, fit again"

@@ -21,6 +21,11 @@ def listing(names: Any, at_most: int = 8) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, for a message, or what it is called if it says nothing."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
 def plain(value: Any) -> Any:
     """Numbers and arrays of numpy as Python has them, and lists as tuples."""
     if hasattr(value, "tolist"):

@@ -14,7 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-from scvae_jax.checks import InputError, InputWarning, check_count, is_lack_of_memory
+from scvae_jax.checks import (
+    InputError,
+    InputWarning,
+    check_count,
+    is_lack_of_memory,
+    one_line,
+)
 from scvae_jax.config import PRECISIONS, ModelConfig, TrainConfig, parse_options
 
 app = typer.Typer(
@@ -508,6 +514,12 @@ def _write_h5ad(adata: Any, path: Path) -> None:
         if isinstance(error, RuntimeError) and "errno" in str(error):
             # what h5py may make of a full disk
             raise OSError(errno.EIO, str(error), str(path)) from None
+        refused = isinstance(error, Exception) and not isinstance(error, OSError)
+        if refused and not is_lack_of_memory(error):
+            raise InputError(
+                f"found what anndata does not write ({one_line(error)}), expected "
+                "columns and names that an .h5ad file can hold, rename or remove them"
+            ) from None
         raise
 
 

@@ -1,6 +1,5 @@
 """Clusters of a mixture: where they start, their order, and agreement between fits."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -227,25 +226,19 @@ def reorder(params: Tree, order: np.ndarray) -> Tree:
     return params
 
 
-def agreement(codes: Sequence[np.ndarray]) -> np.ndarray:
-    """For each cell the share of fits that put it where the first one does.
+def matched(first: np.ndarray, other: np.ndarray, n_clusters: int) -> np.ndarray:
+    """How to number the clusters of a fit so that they are those of another one.
 
-    Clusters of each fit are matched to those of the first, one to one, so that as many
-    cells as possible agree.
+    Clusters are matched one to one, so that as many cells as possible agree.
 
     Args:
-        codes: for each fit the cluster of each cell, [n] integers.
+        first: [n] the cluster of each cell in the fit that sets the numbers.
+        other: [n] that in the one to be numbered anew.
+        n_clusters: K of both.
 
     Returns:
-        [n], 1 where all fits agree.
+        [K] for `reorder`: cluster order[k] of the other one is cluster k of the first.
     """
-    first = codes[0]
-    agreed = np.ones(len(first))
-    for other in codes[1:]:
-        table = np.zeros((first.max() + 1, other.max() + 1))
-        np.add.at(table, (first, other), 1)
-        rows, columns = scipy.optimize.linear_sum_assignment(-table)
-        match = np.full(other.max() + 1, -1)
-        match[columns] = rows
-        agreed += match[other] == first
-    return agreed / len(codes)
+    table = np.zeros((n_clusters, n_clusters))
+    np.add.at(table, (first, other), 1)
+    return scipy.optimize.linear_sum_assignment(-table)[1]

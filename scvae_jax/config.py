@@ -245,11 +245,13 @@ class DataConfig:
     Attributes:
         layer: name of a layer; None for X.
         batch_key: obs column with the batch of a cell, given to the decoder.
-        size_factor_key: obs column with the depth of a cell, from before any selection
-            of genes; None: the total over the genes in use, at least 1.
+        size_factor_key: obs column with the depth of a cell, such as the total of all
+            genes; None: the total over the genes in use, at least 1.
         genes: boolean var column of the genes to use; None for all.
         split_key: obs column with train, validation and test.
         fractional: what to do with fractional counts: "error", "round" or "allow".
+        size_factor_scale: by what size factors are multiplied; a fit sets it so that
+            those of the training cells add up to their counts.
 
     Raises:
         InputError: for an unknown `fractional`.
@@ -261,15 +263,10 @@ class DataConfig:
     genes: str | None = None
     split_key: str | None = None
     fractional: str = "error"
+    size_factor_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "layer",
-            "batch_key",
-            "size_factor_key",
-            "genes",
-            "split_key",
-        ):
+        for name in ("layer", "batch_key", "size_factor_key", "genes", "split_key"):
             value = getattr(self, name)
             expect(
                 value is None or isinstance(value, str),

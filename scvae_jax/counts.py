@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from scvae_jax.checks import InputError, InputWarning, listing
+from scvae_jax.checks import InputError, InputWarning, listing, one_line
 from scvae_jax.config import DataConfig
 
 SPLITS = ("train", "validation", "test")
@@ -79,13 +79,13 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
         ) from None
     except OSError as error:
         raise InputError(
-            f"found a damaged or truncated HDF5 file at {path} ({_one_line(error)}), "
+            f"found a damaged or truncated HDF5 file at {path} ({one_line(error)}), "
             "expected a whole .h5ad file, copy or download it again"
         ) from None
     except Exception as error:
         raise InputError(
             f"found an HDF5 file that anndata cannot read at {path} "
-            f"({_one_line(error)}), expected an .h5ad file, write it with "
+            f"({one_line(error)}), expected an .h5ad file, write it with "
             "AnnData.write_h5ad"
         ) from None
     if adata.X is None and not layer_names(adata):
@@ -94,11 +94,6 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
             "write it with AnnData.write_h5ad"
         )
     return adata
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:120] or type(error).__name__
 
 
 def prepare(
@@ -160,6 +155,13 @@ def prepare(
     genes = names[columns] if own_genes else np.asarray(genes, dtype=str)
     if not present.all():
         x = _spread(x, np.flatnonzero(present), len(genes))
+        warnings.warn(
+            f"{(~present).sum()} of the model's {len(genes)} genes are missing "
+            f"({listing(genes[~present])}) and taken as 0, so that what is expected of "
+            "the others is too low by the share that these have of a cell",
+            InputWarning,
+            stacklevel=2,
+        )
     empty = int((np.diff(x.indptr) == 0).sum())
     if empty and support in ("counts", "integers"):
         depth = "" if config.size_factor_key else "; their depth is taken as 1"
@@ -173,7 +175,7 @@ def prepare(
         x=x,
         genes=genes,
         cells=np.asarray(adata.obs_names, dtype=str),
-        depth=_depth(adata, config.size_factor_key, x),
+        depth=_depth(adata, config, x),
         batch=batch,
         batches=batches,
         split=_split(adata, config.split_key, parts),
@@ -267,7 +269,8 @@ def _gene_columns(
             raise InputError(
                 f"found {len(missing)} of the model's {len(genes)} genes missing from "
                 f"the data ({listing(missing)}), expected all of them, add them or "
-                "fill them with zeros (missing_genes='zeros', --missing-genes zeros)"
+                "have apply, denoise or evaluate fill them with zeros "
+                "(missing_genes='zeros', --missing-genes zeros)"
             )
         return columns
     if config.genes is None:
@@ -360,7 +363,7 @@ def _validated(
                 "data for a Bernoulli likelihood, binarise it or choose a likelihood "
                 "of counts"
             )
-    share = _n_fractional(x.data) / max(x.nnz, 1)
+    share = n_fractional(x.data) / max(x.nnz, 1)
     if share > 0:
         if config.fractional == "error":
             raise InputError(
@@ -381,7 +384,7 @@ def _validated(
     return x.astype(np.float32, copy=False)
 
 
-def _n_fractional(values: np.ndarray) -> int:
+def n_fractional(values: np.ndarray) -> int:
     """How many values are not whole; a part at a time, as there may be billions."""
     parts = np.array_split(values, len(values) // 2**24 + 1)
     return sum(int((part != np.floor(part)).sum()) for part in parts)
@@ -417,9 +420,10 @@ def _spread(
 
 
 def _depth(
-    adata: anndata.AnnData, key: str | None, x: scipy.sparse.csr_matrix
+    adata: anndata.AnnData, config: DataConfig, x: scipy.sparse.csr_matrix
 ) -> np.ndarray:
-    """[n] a given size factor, or max(total, 1)."""
+    """[n] a given size factor in counts, or max(total, 1)."""
+    key = config.size_factor_key
     if key is None:
         total = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
         return np.maximum(total, 1.0).astype(np.float32)
@@ -435,7 +439,7 @@ def _depth(
             f"found {bad} cells without a positive number in obs column {key!r}, "
             "expected the depth of every cell, compute it or leave the key out"
         )
-    return depth
+    return depth * np.float32(config.size_factor_scale)
 
 
 def _batches(

@@ -27,16 +27,8 @@ from scvae_jax.counts import (
 from scvae_jax.epochs import ALIVE, effective_number
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
-from scvae_jax.objectives import (
-    elbo_parts,
-    importance_weighted_bound,
-)
-from scvae_jax.scores import (
-    expect_labels,
-    expect_scikit_learn,
-    kmeans_scores,
-    label_scores,
-)
+from scvae_jax.objectives import elbo_parts, importance_weighted_bound
+from scvae_jax.scores import expect_labels, expect_scikit_learn, kmeans, label_scores
 from scvae_jax.selection import cells_to_device
 
 Array = jax.Array
@@ -164,24 +156,10 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
         what the split column says, where it was fitted with one and `adata` has it.
 
     Raises:
-        InputError: if names of cells repeat, and so cannot tell.
+        InputError: if names of cells repeat, here or in the fit, and so cannot tell.
     """
     names = np.asarray(adata.obs_names, dtype=str)
-    if np.array_equal(names, fitted.cells):
-        return fitted.split
-    key = fitted.data_config.split_key
-    has_column = key is not None and key in adata.obs
-    said = adata.obs[key].astype(str) if has_column else ["new"] * len(names)
     known = dict(zip(fitted.cells.tolist(), fitted.split.tolist(), strict=True))
-    if len(known) < len(fitted.cells) or len(set(names.tolist())) < len(names):
-        if has_column:
-            return np.array(said, dtype=str)
-        raise InputError(
-            "found names of cells that repeat, expected unique ones to tell training "
-            "cells from new ones, call adata.obs_names_make_unique()"
-        )
-    found = [known.get(name, part) for name, part in zip(names, said, strict=True)]
-    split = np.array(found, dtype=str)
     n_known = sum(name in known for name in names.tolist())
     if n_known and np.array_equal(names, np.arange(len(names)).astype(str)):
         warnings.warn(
@@ -190,7 +168,25 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
             InputWarning,
             stacklevel=3,
         )
-    return split
+    if np.array_equal(names, fitted.cells):
+        return fitted.split
+    key = fitted.data_config.split_key
+    has_column = key is not None and key in adata.obs
+    said = ["new"] * len(names)
+    if has_column:
+        said = obs_column(adata, key, "split").astype(str).tolist()
+    # names that repeat in the fit matter where they are met
+    repeat_there = n_known > 0 and len(known) < len(fitted.cells)
+    if repeat_there or len(set(names.tolist())) < len(names):
+        if has_column:
+            return np.array(said, dtype=str)
+        raise InputError(
+            "found names of cells that repeat, expected unique ones to tell training "
+            "cells from new ones, call adata.obs_names_make_unique(), for names of the "
+            "fit before it"
+        )
+    found = [known.get(name, part) for name, part in zip(names, said, strict=True)]
+    return np.array(found, dtype=str)
 
 
 def prepare_as(
@@ -306,7 +302,7 @@ def evaluate(
         labels = labels[where]
         known = labels.notna().to_numpy()
         names = labels[known].astype(str).to_numpy()
-        expect_labels(names, score_key)
+        n_labels = len(expect_labels(names, score_key))
         expect_scikit_learn()
     figures = cell_bounds(
         fitted.model,
@@ -345,9 +341,10 @@ def evaluate(
         )
     if labels is not None:
         if n_clusters:
-            result |= label_scores(codes[known], names, score_key) | {"oracle_k": False}
+            scored = codes[known]
         else:
-            result |= kmeans_scores(figures.latent[known], names, score_key, seed)
+            scored = kmeans(figures.latent[known], n_labels, seed)
+        result |= label_scores(scored, names, score_key) | {"oracle_k": not n_clusters}
     return result
 
 

@@ -31,7 +31,7 @@ from scvae_jax.epochs import (
 )
 from scvae_jax.models import Model, Profiles
 from scvae_jax.objectives import elbo, importance_weighted
-from scvae_jax.placing import cluster_sizes, place_clusters
+from scvae_jax.placing import cluster_codes, place_clusters
 from scvae_jax.progress import Course, progress_bar
 from scvae_jax.steps import (
     TrainState,
@@ -85,11 +85,15 @@ class Phase(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one fit: best parameters, figures of each epoch, and a summary."""
+    """Of one fit: best parameters, figures of each epoch, and a summary.
+
+    Of a mixture also the cluster of each training cell.
+    """
 
     params: Any
     history: list[dict[str, Any]]
     summary: dict[str, Any]
+    codes: np.ndarray | None = None
 
 
 def n_epochs(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -381,12 +385,42 @@ def _result(
         "validation_bound": best["validation_bound"],
     }
     if model.n_clusters:
-        sizes = cluster_sizes(model, params, plan.train)
-        order = np.argsort(-sizes, kind="stable")
-        params = clusters.reorder(params, order)
+        codes = cluster_codes(model, params, plan.train)
+        sizes = np.bincount(codes, minlength=model.n_clusters)
         summary |= {
             "n_clusters": model.n_clusters,
             "clusters_used": int((sizes >= ALIVE * sizes.sum()).sum()),
-            "cluster_sizes": sizes[order].tolist(),
+            "cluster_sizes": sizes.tolist(),
         }
+        result = Result(params, fit.history, summary, codes)
+        return _numbered(result, np.argsort(-sizes, kind="stable"))
     return Result(params, fit.history, summary)
+
+
+def _numbered(result: Result, order: np.ndarray) -> Result:
+    """A mixture whose cluster order[k] is now cluster k."""
+    sizes = np.array(result.summary["cluster_sizes"])[order]
+    return Result(
+        clusters.reorder(result.params, order),
+        result.history,
+        result.summary | {"cluster_sizes": sizes.tolist()},
+        np.argsort(order)[result.codes],
+    )
+
+
+def numbered_alike(results: Sequence[Result]) -> list[Result]:
+    """Mixtures whose clusters have the numbers that they have in the first.
+
+    Args:
+        results: of fits of the same training cells; those of VAEs stay as they are.
+
+    Returns:
+        Them, clusters matched one to one on the training cells.
+    """
+    first = results[0]
+    if first.codes is None:
+        return [*results]
+    k = first.summary["n_clusters"]
+    others = results[1:]
+    orders = [clusters.matched(first.codes, other.codes, k) for other in others]
+    return [first, *map(_numbered, others, orders)]

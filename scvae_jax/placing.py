@@ -1,8 +1,9 @@
-"""Components of a mixture and cells: where they start, and how many cells each has.
+"""Components of a mixture and cells: where they start, and which cells each has.
 
 Cells are encoded a fixed number at a time, in one program.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scvae_jax import batches, clusters
-from scvae_jax.batches import CellData
+from scvae_jax.batches import Batch, CellData
 from scvae_jax.models import MAX_DEPARTURE, Model
 
 Array = jax.Array
@@ -60,27 +61,11 @@ def encode_cells(
         Mean and variance [n, L] of q(z|x) of the VAE, and the last hidden layer
         [n, size] of the encoder.
     """
-    positions, n_slots = batches.in_order(cells, N_ENCODED)
-    rows = _encode_batches(model, n_slots, params, cells, positions)
-    n_cells = cells.start.shape[0]
-    return tuple(row.reshape(-1, row.shape[-1])[:n_cells] for row in rows)
+    return _of_cells(_encoded, model, params, cells)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _encode_batches(
-    model: Model, n_slots: int, params: Any, cells: CellData, positions: tuple
-) -> tuple[Array, Array, Array]:
-    def one(position: tuple[Array, Array]):
-        n_genes = model.modalities[0].n_features
-        batch = batches.cut(cells, *position, n_genes, n_slots)
-        q, hidden = model.hidden(params, batch)
-        return q.mean(), q.variance(), hidden
-
-    return jax.lax.map(one, positions)
-
-
-def cluster_sizes(model: Model, params: Any, cells: CellData) -> np.ndarray:
-    """Count the cells that each cluster has for its own.
+def cluster_codes(model: Model, params: Any, cells: CellData) -> np.ndarray:
+    """The most probable cluster of each cell.
 
     Args:
         model: a mixture.
@@ -88,21 +73,39 @@ def cluster_sizes(model: Model, params: Any, cells: CellData) -> np.ndarray:
         cells: n of them, on the device.
 
     Returns:
-        Their number [K].
+        [n] numbers of clusters.
     """
+    return np.asarray(_of_cells(_code, model, params, cells))
+
+
+def _encoded(model: Model, params: Any, batch: Batch) -> tuple[Array, Array, Array]:
+    q, hidden = model.hidden(params, batch)
+    return q.mean(), q.variance(), hidden
+
+
+def _code(model: Model, params: Any, batch: Batch) -> Array:
+    return model.assign(params, model.encode(params, batch)).argmax(axis=-1)
+
+
+def _of_cells(function: Callable, model: Model, params: Any, cells: CellData) -> Any:
+    """What a function (model, params, batch) -> [B, ...] says of each cell."""
     positions, n_slots = batches.in_order(cells, N_ENCODED)
-    return np.asarray(_count(model, n_slots, params, cells, positions)).astype(int)
+    rows = _of_batches(function, model, n_slots, params, cells, positions)
+    n_cells = cells.start.shape[0]
+    return jax.tree.map(lambda row: row.reshape(-1, *row.shape[2:])[:n_cells], rows)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _count(
-    model: Model, n_slots: int, params: Any, cells: CellData, positions: tuple
-) -> Array:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _of_batches(
+    function: Callable,
+    model: Model,
+    n_slots: int,
+    params: Any,
+    cells: CellData,
+    positions: tuple[Array, Array],
+) -> Any:
     def one(position: tuple[Array, Array]):
         n_genes = model.modalities[0].n_features
-        batch = batches.cut(cells, *position, n_genes, n_slots)
-        r = model.assign(params, model.encode(params, batch))
-        mine = jax.nn.one_hot(r.argmax(axis=-1), model.n_clusters)
-        return (mine * batch.weight[:, None]).sum(axis=0)
+        return function(model, params, batches.cut(cells, *position, n_genes, n_slots))
 
-    return jax.lax.map(one, positions).sum(axis=0)
+    return jax.lax.map(one, positions)

@@ -24,7 +24,7 @@ import pandas as pd
 import scipy.io
 import scipy.sparse
 
-from scvae_jax.checks import InputError, check_count, listing
+from scvae_jax.checks import InputError, check_count, listing, one_line
 
 TENX = "https://cf.10xgenomics.com/samples/cell-exp"
 PURIFIED_URL = TENX + "/1.1.0/{name}/{name}_filtered_gene_bc_matrices.tar.gz"
@@ -181,7 +181,7 @@ def fetch(
     try:
         total = _continue(url, part, tag)
     except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = one_line(error)
         raise InputError(
             f"found that {url} cannot be fetched ({reason}), expected the file, check "
             f"the connection and call again, or put the file into {path.parent}"
@@ -368,7 +368,7 @@ def _annotated(path, x, barcodes, ids, symbols) -> anndata.AnnData:
 
 
 def _damaged(path: str | Path, kind: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    reason = one_line(error)
     return InputError(
         f"found a damaged file or another kind at {path} ({reason}), expected an "
         f"{kind} of 10x Genomics, delete it and fetch it again"

@@ -51,28 +51,6 @@ def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
     return rank[codes]
 
 
-def kmeans_scores(
-    latent: np.ndarray, labels: np.ndarray, key: str, seed: int = 0
-) -> dict[str, Any]:
-    """Agreement of k-means on latents with labels, at as many clusters as labels.
-
-    Args:
-        latent: [n, L].
-        labels: [n] strings.
-        key: their name, for messages.
-        seed: of k-means.
-
-    Returns:
-        ari, nmi, n_labels, n_scored, oracle_k.
-
-    Raises:
-        InputError: with fewer than two labels, for which nothing is defined.
-    """
-    n_labels = len(expect_labels(labels, key))
-    codes = kmeans(latent, n_labels, seed)
-    return label_scores(codes, labels, key) | {"oracle_k": True}
-
-
 def label_scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, Any]:
     """Agreement of clusters with labels.
 

@@ -92,6 +92,23 @@ def mean_profile(
     return (where.astype(np.float64) @ x / n).astype(np.float32), n
 
 
+def size_factor_scale(data: CountData, where: np.ndarray) -> float:
+    """By what to multiply given depths, so that cells have in the mean their totals.
+
+    A given depth may be that of all genes where a part is in use, or near 1; a mean of
+    the library kind would add up to it over the genes in use.
+
+    Args:
+        data: validated cells.
+        where: [n] those that are trained on.
+
+    Returns:
+        Counts for each unit of depth; 1 where there are no counts.
+    """
+    total = float(data.x[where].sum(dtype=np.float64))
+    return total / float(data.depth[where].sum(dtype=np.float64)) if total else 1.0
+
+
 def cells_to_device(data: CountData, where: np.ndarray | slice) -> CellData:
     """Put a part of the cells on the device.
 

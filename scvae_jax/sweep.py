@@ -11,7 +11,8 @@ import pandas as pd
 
 from scvae_jax.checks import InputError, InputWarning, listing, plain
 from scvae_jax.config import ModelConfig, TrainConfig
-from scvae_jax.evaluation import cell_bounds, prepare_as
+from scvae_jax.evaluation import prepare_as
+from scvae_jax.placing import cluster_codes
 from scvae_jax.scores import between, expect_scikit_learn
 from scvae_jax.selection import cells_to_device
 from scvae_jax.training import fit_many
@@ -76,10 +77,7 @@ def sweep_clusters(
         fits = (fitted, *fitted.alternatives)
         if cells is None:
             cells = cells_to_device(prepare_as(adata, fitted), slice(None))
-        codes = [
-            cell_bounds(f.model, f.params, cells, n_samples=1).probabilities.argmax(1)
-            for f in fits
-        ]
+        codes = [cluster_codes(fitted.model, f.params, cells) for f in fits]
         agree = between(codes)
         bounds = np.array([f.summary["validation_bound"] for f in fits])
         row |= {

@@ -22,6 +22,7 @@ from scvae_jax.models import Model
 from scvae_jax.selection import (
     cells_to_device,
     mean_profile,
+    size_factor_scale,
     split_cells,
     warn_of_cells,
 )
@@ -70,7 +71,9 @@ def fit(
         train_config: how; None for the defaults.
         layer: layer with the counts; None for X.
         batch_key: obs column with the batch of a cell.
-        size_factor_key: obs column with the depth of a cell; None: its total.
+        size_factor_key: obs column with the depth of a cell, such as the total of all
+            genes or a size factor near 1; None: the total of the genes in use. One
+            number for all cells makes them agree on the training cells.
         genes: boolean var column of the genes to use; None for all.
         split_key: obs column with train, validation and test; None: drawn by seed.
         fractional: what to do with fractional counts: "error", "round" or "allow".
@@ -150,7 +153,7 @@ def fit_many(
 
     Returns:
         The fit with the highest validation bound; its `alternatives` are the others,
-        best first.
+        best first, with clusters that have the numbers of those that they match.
 
     Raises:
         InputError: for data or settings that cannot be used.
@@ -170,6 +173,10 @@ def fit_many(
     data = prepare(adata, data_config, support=likelihood.support)
     split = split_cells(data, train_config, data_config.split_key)
     warn_of_cells(data, split)
+    if size_factor_key is not None and likelihood.is_of_counts:
+        scale = size_factor_scale(data, split == "train")
+        data_config = dataclasses.replace(data_config, size_factor_scale=scale)
+        data = data._replace(depth=data.depth * np.float32(scale))
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
 
     def build(chosen: dict[str, Array]) -> Model:
@@ -192,9 +199,15 @@ def fit_many(
     errors = [result for result in results if isinstance(result, Exception)]
     if len(errors) == len(results):
         raise errors[0]
+    pairs = zip(results, configs, strict=True)
+    pairs = [pair for pair in pairs if not isinstance(pair[0], Exception)]
+    pairs.sort(key=lambda pair: -pair[0].summary["validation_bound"])
+    results, configs = zip(*pairs, strict=True)
+    results = phases.numbered_alike(results)
     shared = {
         "n_genes": len(data.genes),
-        "n_fits": len(results),
+        "split_seed": train_config.seed,
+        "n_fits": len(plan.seeds),
         "total_seconds": round(time.perf_counter() - started, 3),
     }
     # the settings that they stand for say nothing then
@@ -217,9 +230,7 @@ def fit_many(
             own_likelihood=own_likelihood,
         )
         for (model_config, fit_config), result in zip(configs, results, strict=True)
-        if not isinstance(result, Exception)
     ]
-    fits.sort(key=lambda fitted: -fitted.summary["validation_bound"])
     _warn(fits[0].summary, errors)
     return dataclasses.replace(fits[0], alternatives=tuple(fits[1:]))
 
@@ -299,12 +310,11 @@ def _configs(
     """The configurations of each fit: every combination of settings with each seed."""
     known = (*MODEL_SETTINGS, *TRAIN_SETTINGS)
     odd = [name for name in settings if name not in known]
-    lists = [isinstance(v, Iterable) and np.size(v) > 0 for v in settings.values()]
-    if odd or not seeds or not all(lists):
+    lists = [np.ndim(v) == 1 and np.size(v) > 0 for v in (seeds, *settings.values())]
+    if odd or not all(lists):
         raise InputError(
-            f"found settings {listing(settings)} and {len(seeds)} seeds, expected one "
-            f"seed or more and lists of values for any of {listing(known, 20)}, change "
-            "them"
+            f"found settings {listing(settings)} and seeds={seeds!r}, expected a list "
+            f"of seeds and lists of values for any of {listing(known, 20)}, change them"
         )
     for seed in seeds:
         check_count("seed", seed, 0, 2**32 - 1)

@@ -96,7 +96,8 @@ def test_the_settings_that_are_written(applied, fitted):
     assert settings["likelihood"] == "negative_binomial"
     assert settings["n_latent"] == 3
     assert settings["seed"] == 0
-    assert settings["data"] == {"batch_key": "batch", "fractional": "error"}
+    data = {"batch_key": "batch", "fractional": "error", "size_factor_scale": 1.0}
+    assert settings["data"] == data
     for name in ("model_config", "train_config"):
         config = getattr(fitted, name.removeprefix("model_"))
         assert from_json(type(config), json.loads(settings[name])) == config
@@ -281,7 +282,8 @@ def test_missing_genes(small, fitted):
     assert fields(lacking) == before
     zeros = small.copy()
     zeros.X = zeros.X.multiply(np.arange(40) >= 5).tocsr()
-    sv.apply(lacking, fitted, missing_genes="zeros")
+    with pytest.warns(InputWarning, match="5 of the model's 40 genes are missing"):
+        sv.apply(lacking, fitted, missing_genes="zeros")
     sv.apply(zeros, fitted)
     np.testing.assert_array_equal(lacking.obsm["X_scvae"], zeros.obsm["X_scvae"])
     np.testing.assert_array_equal(lacking.obs["scvae_elbo"], zeros.obs["scvae_elbo"])
@@ -445,6 +447,10 @@ def test_names_that_repeated_in_fitting_are_fine_for_the_same_cells(
     adata.obs_names = names[::-1]
     with pytest.raises(InputError, match="found names of cells that repeat"):
         sv.apply(adata, repeated)
+    # other cells have nothing to do with them
+    adata.obs_names = [f"other_{n}" for n in range(120)]
+    sv.apply(adata, repeated)
+    assert set(adata.obs["scvae_split"]) == {"new"}
 
 
 # Pictures

@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import analysis, cli, datasets, evaluation, phases, plots, training
+from scvae_jax import (
+    analysis,
+    cli,
+    counts,
+    datasets,
+    evaluation,
+    phases,
+    plots,
+    training,
+)
 from scvae_jax.checks import InputWarning
 
 TINY = ("--epochs", 2, "--latent-size", 2, "--hidden-sizes", 8, "--batch-size", 64)
@@ -289,8 +298,9 @@ def test_missing_genes_as_zeros_and_empty_cells_warn(command, data, run, tmp_pat
     options = ("--out", "out.h5ad", "--missing-genes", "zeros")
     done = command("apply", run, "few.h5ad", *options)
     assert done.code == 0
-    assert done.err.startswith("warning: 2 of 120 cells have no counts")
-    assert done.err.count("\n") == 1
+    missing, empty = done.err.splitlines()
+    assert missing.startswith("warning: 3 of the model's 40 genes are missing")
+    assert empty.startswith("warning: 2 of 120 cells have no counts")
     written = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert np.isfinite(written.obsm["X_scvae"]).all()
     assert np.isfinite(written.obs["scvae_elbo"]).all()
@@ -780,6 +790,20 @@ def test_names_of_cells_may_be_nullable_strings(
     assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs_names) == list(
         adata.obs_names
     )
+
+
+def test_what_a_file_cannot_hold_is_said_in_one_line(
+    command, data, run, tmp_path, quick_apply
+):
+    before = listing(tmp_path)
+    adata = anndata.read_h5ad(data)
+    adata.uns["odd"] = object()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counts, "read_h5ad", lambda _: adata)
+        done = command("apply", run, data, "--out", "new/out.h5ad")
+    assert done.code == 2
+    assert_one_line(done.err, "found what anndata does not write")
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize(

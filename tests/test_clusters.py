@@ -193,16 +193,13 @@ def test_reordering_changes_names_alone(posterior, weights):
         )
 
 
-def test_agreement_matches_clusters_one_to_one():
+def test_clusters_are_matched_one_to_one():
     first = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     renamed = np.array([2, 2, 2, 2, 0, 0, 1, 1])
+    assert clusters.matched(first, renamed, 3).tolist() == [2, 0, 1]
     moved = np.array([1, 1, 1, 0, 0, 0, 2, 2])
-    np.testing.assert_array_equal(clusters.agreement([first, renamed]), 1.0)
-    np.testing.assert_allclose(
-        clusters.agreement([first, renamed, moved]), [1, 1, 1, 2 / 3, 1, 1, 1, 1]
-    )
-    merged = np.zeros(8, int)
-    # a fit with one cluster can agree with one of the first alone
-    np.testing.assert_allclose(
-        clusters.agreement([first, merged]), [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
-    )
+    assert clusters.matched(first, moved, 3).tolist() == [1, 0, 2]
+    # clusters without cells are matched with what is left
+    merged = np.full(8, 3)
+    assert sorted(clusters.matched(first, merged, 4)) == [0, 1, 2, 3]
+    assert clusters.matched(first, merged, 4)[0] == 3

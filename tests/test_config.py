@@ -61,6 +61,7 @@ CHANGED = {
         "genes": "highly_variable",
         "split_key": "split",
         "fractional": "round",
+        "size_factor_scale": 0.25,
     },
 }
 

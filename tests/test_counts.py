@@ -338,7 +338,9 @@ def test_missing_genes_are_counted_and_named():
 
 def test_missing_genes_as_zeros():
     genes = np.array(["new_1", "gene_6", "gene_2", "new_2", "gene_0", "new_3"])
-    data = prepare(make(), DataConfig(), genes=genes, missing_genes="zeros")
+    said = r"3 of the model's 6 genes are missing \(new_1, new_2, new_3\) and taken as"
+    with pytest.warns(InputWarning, match=said):
+        data = prepare(make(), DataConfig(), genes=genes, missing_genes="zeros")
     assert_canonical(data.x)
     expected = np.zeros((N_OBS, 6))
     expected[:, [1, 2, 4]] = table()[:, [6, 2, 0]]
@@ -392,6 +394,8 @@ def test_size_factor(convert):
     data = prepare(adata, DataConfig(size_factor_key="size", genes="highly_variable"))
     np.testing.assert_array_equal(data.depth, depth)
     assert data.depth.dtype == np.float32
+    scaled = DataConfig(size_factor_key="size", size_factor_scale=0.5)
+    np.testing.assert_array_equal(prepare(adata, scaled).depth, 0.5 * depth)
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.0, -1.0, np.inf, -np.inf, None, "many"])

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics
 
 import scvae_jax as sv
-from scvae_jax import evaluation, latents, objectives, scores, selection
+from scvae_jax import building, evaluation, latents, objectives, scores, selection
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
 from scvae_jax.counts import prepare
@@ -122,8 +123,14 @@ def test_memory_does_not_grow_with_samples(fitted, cells, small):
 
 
 def test_no_bound_depends_on_dropout(fitted, small):
-    # the fitted model has dropout; two evaluations with one seed are the same
-    one, two = (sv.evaluate(small, fitted, n_samples=3) for _ in range(2))
+    config = dataclasses.replace(fitted.config, thinning=0.0, dropout_decoder=0.0)
+    assert fitted.config.thinning and fitted.config.dropout_decoder
+    sizes = {"n_genes": len(fitted.genes), "n_batches": len(fitted.batches)}
+    whole = building.from_config(config, fitted.likelihood, **sizes)
+    one, two = (
+        sv.evaluate(small, dataclasses.replace(fitted, model=model), n_samples=3)
+        for model in (fitted.model, whole)
+    )
     assert one == two
     other = sv.evaluate(small, fitted, n_samples=3, seed=1)
     assert other["elbo"] != one["elbo"] and other["kl_z"] == one["kl_z"]
@@ -176,10 +183,18 @@ def test_scores(fitted, small):
     adata = small.copy()
     adata.obs["type"] = adata.obs["cell_type"].astype(object)
     adata.obs.loc[adata.obs_names[:10], "type"] = None
-    figures = sv.evaluate(adata, fitted, split="all", n_samples=1, score_key="type")
+    figures = sv.evaluate(adata, fitted, split="train", n_samples=1, score_key="type")
     assert figures["oracle_k"] is True
-    assert figures["n_labels"] == 3 and figures["n_scored"] == 110
-    assert -0.5 <= figures["ari"] <= 1 and 0 <= figures["nmi"] <= 1
+    # labels of the cells that are looked at, and of those the ones that have any
+    mine = (fitted.split == "train") & adata.obs["type"].notna().to_numpy()
+    assert figures["n_labels"] == 3 and figures["n_scored"] == mine.sum() < 108
+    sv.apply(adata, fitted)
+    codes = scores.kmeans(adata.obsm["X_scvae"][mine], 3)
+    labels = adata.obs["type"][mine].astype(str).to_numpy()
+    ari = metrics.adjusted_rand_score(labels, codes)
+    assert figures["ari"] == pytest.approx(ari, abs=1e-6)
+    nmi = metrics.normalized_mutual_info_score(labels, codes)
+    assert figures["nmi"] == pytest.approx(nmi, abs=1e-6)
 
 
 def test_kmeans_finds_what_is_there_and_numbers_by_size():
@@ -191,7 +206,7 @@ def test_kmeans_finds_what_is_there_and_numbers_by_size():
     labels = np.repeat(["a", "b", "c"], sizes)
     codes = scores.kmeans(latent, 3)
     assert np.bincount(codes).tolist() == [40, 20, 10]
-    found = scores.kmeans_scores(latent, labels, "labels")
+    found = scores.label_scores(codes, labels, "labels")
     assert found["ari"] == 1 and found["nmi"] == pytest.approx(1)
 
 
@@ -210,6 +225,42 @@ def test_errors(fitted, small, options, message):
     adata.obs["one"] = pd.Categorical(["same"] * 120)
     with pytest.raises(InputError, match=message):
         sv.evaluate(adata, fitted, **options)
+
+
+def test_names_that_are_numbers_tell_little(fitted, small):
+    numbers = np.arange(120).astype(str)
+    numbered = dataclasses.replace(fitted, cells=numbers)
+    adata = small.copy()
+    adata.obs_names = numbers
+    for n in (120, 50):
+        with pytest.warns(InputWarning, match=f"by that alone {n} of them are taken"):
+            split = evaluation.split_of(adata[:n], numbered)
+        np.testing.assert_array_equal(split, fitted.split[:n])
+
+
+def test_size_factors_are_those_of_the_genes_in_use(small):
+    """Of all genes, or near 1: expected counts add up to the counts there are."""
+    adata = small.copy()
+    adata.var["some"] = np.arange(40) < 10
+    total = np.asarray(adata.X.sum(axis=1)).ravel()
+    denoised = []
+    for size in (total, total / total.mean()):
+        adata.obs["size"] = size
+        fitted = sv.fit(
+            adata,
+            sv.ModelConfig(n_latent=2, hidden_sizes=(8,)),
+            sv.TrainConfig(epochs=2),
+            genes="some",
+            size_factor_key="size",
+            progress=False,
+        )
+        train = fitted.split == "train"
+        scale = adata.X[train, :10].sum() / size[train].sum()
+        assert fitted.data_config.size_factor_scale == pytest.approx(scale, rel=1e-5)
+        found = sv.denoise(adata, fitted, copy=True).layers["scvae_denoised"]
+        denoised.append(found[:, :10])
+        assert denoised[-1][train].sum() == pytest.approx(adata.X[train, :10].sum())
+    np.testing.assert_allclose(*denoised, rtol=1e-2)
 
 
 def test_names_that_repeat_cannot_tell_the_split(fitted, small):

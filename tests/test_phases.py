@@ -24,6 +24,9 @@ from scvae_jax import (
 )
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.counts import prepare, random_split
+from scvae_jax.evaluation import prepare_as
+from scvae_jax.phases import Result
+from scvae_jax.placing import cluster_codes
 
 SMALL = {"n_latent": 3, "hidden_sizes": (32,), "dropout_input": 0.1}
 SMALL |= {"dropout_hidden": 0.0, "dropout_decoder": 0.0}
@@ -252,6 +255,26 @@ def test_many_fits_are_those_of_each_seed_alone(types, fits):
     assert fits.summary["n_fits"] == 2
 
 
+def test_clusters_have_the_numbers_of_those_of_the_best_fit(types, fits):
+    (other,) = fits.alternatives
+    cells = selection.cells_to_device(prepare_as(types, fits), slice(None))
+    one, two = (cluster_codes(fits.model, f.params, cells) for f in (fits, other))
+    assert (one == two).mean() > 0.95
+    training = np.bincount(two[fits.split == "train"], minlength=3)
+    assert other.summary["cluster_sizes"] == training.tolist()
+    # an alternative numbered otherwise is numbered so again
+    results = [
+        Result(f.params, [], f.summary, codes)
+        for f, codes in ((fits, one), (other, two))
+    ]
+    odd = phases._numbered(results[1], np.array([2, 0, 1]))
+    assert not same(odd.params, other.params)
+    first, again = phases.numbered_alike([results[0], odd])
+    assert first is results[0] and same(again.params, other.params)
+    assert again.summary == other.summary
+    np.testing.assert_array_equal(again.codes, two)
+
+
 def test_the_split_is_one_for_all_fits(types, fits):
     (other,) = fits.alternatives
     np.testing.assert_array_equal(fits.split, other.split)
@@ -384,14 +407,19 @@ def test_dead_clusters_are_reported(types):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": ()}, "0 seeds, expected one seed or more"),
+        (
+            {"seeds": ()},
+            r"and seeds=\(\), expected a list of seeds and lists",
+        ),
+        ({"seeds": 3}, "and seeds=3, expected a list of seeds"),
         ({"seeds": (1, 1)}, "found seeds 1, 1, expected each once"),
         ({"seeds": (-1,)}, "found seed=-1, expected a whole number"),
-        ({"settings": {"n_latent": [2]}}, "found settings n_latent and 2 seeds"),
         (
-            {"settings": {"learning_rate": []}},
-            "expected one seed or more and lists of values",
+            {"settings": {"n_latent": [2]}},
+            r"settings n_latent and seeds=\(0, 1\)",
         ),
+        ({"settings": {"learning_rate": []}}, "expected a list of seeds and lists of"),
+        ({"settings": {"learning_rate": 0.1}}, "expected a list of seeds and lists of"),
         ({"settings": {"dropout_input": [1.5]}}, "found dropout_input=1.5, expected"),
     ],
 )
@@ -436,6 +464,10 @@ def test_apply_writes_clusters(types, fits, tmp_path):
     np.testing.assert_allclose(adata.obs["scvae_cluster_entropy"], entropy, atol=1e-5)
     confidence = adata.obs["scvae_cluster_confidence"]
     assert set(confidence) <= {0.5, 1.0} and confidence.mean() > 0.95
+    # it is that of a cell, whatever cells are beside it
+    few = types[:40].copy()
+    sv.apply(few, fits)
+    np.testing.assert_array_equal(few.obs["scvae_cluster_confidence"], confidence[:40])
     found = adata.uns["scvae"]
     sizes = cluster.value_counts().sort_index().to_numpy()
     np.testing.assert_array_equal(found["cluster_sizes"], sizes)
@@ -562,11 +594,10 @@ def test_a_sweep_keeps_its_rows_where_a_number_fails(types, monkeypatch):
             model=None, params=None, alternatives=(), summary=summary
         )
 
-    found = SimpleNamespace(probabilities=np.eye(2))
     monkeypatch.setattr(sweep, "fit_many", fit_many)
     monkeypatch.setattr(sweep, "prepare_as", lambda *_: None)
     monkeypatch.setattr(sweep, "cells_to_device", lambda *_: "cells")
-    monkeypatch.setattr(sweep, "cell_bounds", lambda *_, **__: found)
+    monkeypatch.setattr(sweep, "cluster_codes", lambda *_: np.arange(2))
     failing = {3}
     with pytest.warns(InputWarning, match="3 clusters: found non-finite gradients"):
         table = sv.sweep_clusters(types, MIXTURE, n_clusters=(3, 2), seeds=(0,))
