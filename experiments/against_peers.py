@@ -31,7 +31,7 @@ from sklearn.metrics import adjusted_rand_score
 import scvae_jax as sv
 from scvae_jax import evaluation, scores, selection
 from scvae_jax.checkpoints import versions
-from scvae_jax.ledger import whole
+from scvae_jax.files import whole
 from scvae_jax.ranking import nested_interval
 
 SETS = {

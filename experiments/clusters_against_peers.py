@@ -35,7 +35,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import scvae_jax as sv
 from scvae_jax import counts, evaluation, selection
-from scvae_jax.ledger import whole
+from scvae_jax.files import whole
 
 SETS = [
     "hashed_doublets",

@@ -12,7 +12,7 @@ from scvae_jax import batches
 from scvae_jax.batches import Batch, CellData
 from scvae_jax.counts import CountData
 from scvae_jax.likelihoods import Covariates, Likelihood
-from scvae_jax.models import Modality, log_likelihood
+from scvae_jax.models import Modality, initial_free, log_likelihood
 from scvae_jax.selection import cells_to_device, mean_profile
 
 Array = jax.Array
@@ -47,18 +47,14 @@ def null_log_prob(
         [n_held_out] nats.
     """
     n_genes = len(data.genes)
-    sizes = {"gene": n_genes, "batch": max(1, len(data.batches))}
+    modality = Modality("rna", n_genes, likelihood)
     mean, n_train = mean_profile(data.x, train)
     known = likelihood.start(jnp.asarray(mean), n_train)
     unknown = {
         head.name: jnp.zeros((n_genes, *head.shape))
         for head in likelihood.heads
         if head.name not in known
-    } | {
-        free.name: jnp.full(tuple(sizes[axis] for axis in free.axes), free.initial)
-        for free in likelihood.free
-    }
-    modality = Modality("rna", n_genes, likelihood)
+    } | initial_free(modality, max(1, len(data.batches)))
 
     def log_prob(known: Any, unknown: Any, batch: Batch) -> Array:
         values = known | unknown

@@ -3,7 +3,7 @@
 import jax
 
 from scvae_jax.checks import InputError
-from scvae_jax.config import ModelConfig, completed
+from scvae_jax.config import OF_MIXTURES, ModelConfig, completed
 from scvae_jax.likelihoods import Likelihood, from_name
 from scvae_jax.models import Modality, Model, gmvae, vae
 
@@ -71,11 +71,5 @@ def from_config(
     } | dict(settings or {})
     if config.model == "vae":
         return vae(modalities, **options)
-    return gmvae(
-        modalities,
-        n_clusters=config.n_clusters,
-        posterior=config.posterior,
-        mixture_weights=config.mixture_weights,
-        component_covariance=config.component_covariance,
-        **options,
-    )
+    of_mixture = {name: getattr(config, name) for name in OF_MIXTURES}
+    return gmvae(modalities, **of_mixture, **options)

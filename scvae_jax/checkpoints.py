@@ -13,8 +13,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +25,7 @@ import pandas as pd
 from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, is_lack_of_memory, listing, one_line
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
+from scvae_jax.files import whole_folder
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model
 
@@ -100,17 +99,8 @@ class Fitted:
         """
         path = Path(path).absolute()
         check_free(path, overwrite)
-        made = [p for p in path.parents if not p.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
+        with whole_folder(path) as part:
             self._write(part)
-            _replace(path, part)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            for folder in made:
-                folder.rmdir()
-            raise
 
     def _write(self, folder: Path) -> None:
         import orbax.checkpoint
@@ -221,29 +211,6 @@ def _checksums(
     rest = {name: value for name, value in config.items() if name != "sha256"}
     text = json.dumps(rest, sort_keys=True).encode()
     return sums | {"config.json": hashlib.sha256(text).hexdigest()}
-
-
-def _replace(path: Path, part: Path) -> None:
-    """Move a finished folder to its place, and only then remove the old one."""
-    # mkdtemp makes folders that only their owner can read: give the usual rights back
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o777 & ~mask)
-    if not path.exists():
-        os.replace(part, path)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    old = aside / "run"
-    try:
-        os.replace(path, old)
-        os.replace(part, path)
-    except BaseException:
-        if old.exists():
-            # not os.replace, which is what has just failed
-            shutil.move(old, path)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside)
 
 
 def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scvae_jax import files, printing
 from scvae_jax.checks import (
     InputError,
     InputWarning,
@@ -232,7 +233,7 @@ def train(
         fractional=fractional,
     )
     fitted.save(out, overwrite=overwrite)
-    _print(fitted.summary | {"run": str(out)}, as_json)
+    printing.figures(fitted.summary | {"run": str(out)}, as_json)
 
 
 @app.command()
@@ -270,7 +271,7 @@ def evaluate(
     if not (as_json or fitted.model.n_clusters):
         # a reader would take its 0 for something amiss
         del figures["kl_y"], figures["clusters_used"]
-    _print(figures, as_json)
+    printing.figures(figures, as_json)
 
 
 @app.command()
@@ -309,7 +310,7 @@ def apply(
     analysis.apply(adata, fitted, **given)
     _write_h5ad(adata, out)
     figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
-    _print(figures | {"out": str(out)}, as_json)
+    printing.figures(figures | {"out": str(out)}, as_json)
 
 
 @app.command()
@@ -392,9 +393,9 @@ def compare(
     )
     if as_json:
         figures = json.loads((found.folder / "table.json").read_text(encoding="utf-8"))
-        _print(figures | {"out": str(out)}, as_json)
+        printing.figures(figures | {"out": str(out)}, as_json)
         return
-    _print_ranks(found.ranks)
+    printing.ranks(found.ranks)
     for remark in found.remarks:
         print(f"note: {remark}")
     print(f"see {out}")
@@ -419,7 +420,6 @@ def demo(
         checkpoints,
         datasets,
         evaluation,
-        ledger,
         plots,
         scores,
         training,
@@ -438,7 +438,7 @@ def demo(
     codes = adata.obs["scvae_cluster"].astype(str).to_numpy()
     agreed = scores.label_scores(codes, labels, "bulk_labels")
     colors = ("bulk_labels", "scvae_cluster")
-    with ledger.whole(picture) as part:
+    with files.whole(picture) as part:
         plots.latent_space(adata, part, colors=colors, seed=seed)
     _write_h5ad(adata, file)
     figures |= {
@@ -451,7 +451,7 @@ def demo(
         "annotated": str(file),
         "picture": f"{picture} (UMAP)",
     }
-    _print(figures, as_json)
+    printing.figures(figures, as_json)
 
 
 def _mixture(model: str, clusters: int | None, posterior: str | None) -> dict[str, Any]:
@@ -475,7 +475,7 @@ def _mixture(model: str, clusters: int | None, posterior: str | None) -> dict[st
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(map(int, _between_commas(text)))
     except ValueError:
         raise InputError(
             f"found hidden sizes {text!r}, expected whole numbers between commas, "
@@ -499,75 +499,23 @@ def _write_h5ad(adata: Any, path: Path) -> None:
     """Write a file that appears whole or not at all."""
     import anndata
 
-    from scvae_jax.ledger import whole
-
-    made = [folder for folder in path.absolute().parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # names of cells may be such where the file that was read has them
+    nullable = anndata.settings.override(allow_write_nullable_strings=True)
     try:
-        # names of cells may be such where the file that was read has them
-        nullable = {"allow_write_nullable_strings": True}
-        with whole(path) as part, anndata.settings.override(**nullable):
+        with files.folders_above(path), files.whole(path) as part, nullable:
             adata.write_h5ad(part)
-    except BaseException as error:
-        for folder in made:
-            folder.rmdir()
+    except OSError:
+        raise
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise
         if isinstance(error, RuntimeError) and "errno" in str(error):
             # what h5py may make of a full disk
             raise OSError(errno.EIO, str(error), str(path)) from None
-        refused = isinstance(error, Exception) and not isinstance(error, OSError)
-        if refused and not is_lack_of_memory(error):
-            raise InputError(
-                f"found what anndata does not write ({one_line(error)}), expected "
-                "columns and names that an .h5ad file can hold, rename or remove them"
-            ) from None
-        raise
-
-
-def _print(figures: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(figures))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None)
-    for name, value in figures.items():
-        text = f"{value:.4f}" if isinstance(value, float) else str(value)
-        # as Text, so that brackets in a path are not read as markup
-        table.add_row(name.replace("_", " "), Text(text))
-    Console(soft_wrap=True).print(table)
-
-
-def _print_ranks(ranks: Any) -> None:
-    """The main columns of a comparison, for people."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    formats = {
-        "data": "{}",
-        "likelihood": "{}",
-        "model": "{}",
-        "rank": "{:.0f}",
-        "comparable_bound": "{:.2f}",
-        "difference": "{:.2f}",
-        "low": "{:.2f}",
-        "high": "{:.2f}",
-        "share_explained": "{:.3f}",
-        "ari": "{:.3f}",
-        "stability": "{:.3f}",
-    }
-    shown = [name for name in formats if ranks[name].notna().any()]
-    table = Table(*(name.replace("_", " ") for name in shown), box=None)
-    for row in ranks[shown].to_dict("records"):
-        # None and not a number are what is not equal to itself, or nothing
-        cells = [
-            "" if value is None or value != value else formats[name].format(value)
-            for name, value in row.items()
-        ]
-        table.add_row(*map(Text, cells))
-    Console(soft_wrap=True, width=160).print(table)
+        raise InputError(
+            f"found what anndata does not write ({one_line(error)}), expected columns "
+            "and names that an .h5ad file can hold, rename or remove them"
+        ) from None
 
 
 if __name__ == "__main__":

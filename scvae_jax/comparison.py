@@ -12,28 +12,20 @@ import pandas as pd
 
 from scvae_jax import plots
 from scvae_jax.checks import InputError, check_count, listing
-from scvae_jax.config import (
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-)
+from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
+from scvae_jax.files import whole
 from scvae_jax.ledger import (
     PICTURES,
     fit_name,
     open_folder,
     read_fit,
     take_place,
-    whole,
     write_fit,
 )
 from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
 from scvae_jax.scores import expect_scikit_learn
 from scvae_jax.subjects import entries_of, parts_of, settings_of
-from scvae_jax.trials import (
-    evaluate_seeds,
-    fit_seeds,
-    total_and_null,
-)
+from scvae_jax.trials import evaluate_seeds, fit_seeds, total_and_null
 
 
 class Comparison(NamedTuple):

@@ -16,6 +16,8 @@ from scvae_jax.checks import (
 )
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+# settings of a model that a VAE does not have, in the order of `check_clusters`
+OF_MIXTURES = ("n_clusters", "posterior", "mixture_weights", "component_covariance")
 # what None stands for: the best on validation cells (experiments/recipe.py), of a
 # mixture what parts clusters best; with a free mean of either nothing of a cell is
 # hidden, as no part of it tells the total that is then to be decoded
@@ -119,12 +121,7 @@ class ModelConfig:
             f"one of {', '.join(PRECISIONS)}",
             "choose one of these",
         )
-        check_clusters(
-            self.n_clusters,
-            self.posterior,
-            self.mixture_weights,
-            self.component_covariance,
-        )
+        check_clusters(*(getattr(self, name) for name in OF_MIXTURES))
         check_count("n_latent", self.n_latent, 1, 2**16)
         for size in self.hidden_sizes:
             check_count("hidden_sizes", size, 1, 2**16)

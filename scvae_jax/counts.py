@@ -229,16 +229,21 @@ def obs_column(adata: anndata.AnnData, key: str, purpose: str) -> pd.Series:
     Raises:
         InputError: if there is none of this name.
     """
-    if key not in adata.obs:
+    return _column(adata, "obs", key, purpose)
+
+
+def _column(adata: anndata.AnnData, axis: str, key: str, purpose: str) -> pd.Series:
+    table = getattr(adata, axis)
+    if key not in table:
         raise InputError(
-            f"found no obs column {key!r} for the {purpose}, expected one of: "
-            f"{listing(adata.obs.columns, 30)}, give one of these"
+            f"found no {axis} column {key!r} for the {purpose}, expected one of: "
+            f"{listing(table.columns, 30)}, give one of these"
         )
-    column = adata.obs[key]
+    column = table[key]
     if isinstance(column, pd.DataFrame):
         raise InputError(
-            f"found {column.shape[1]} obs columns {key!r} for the {purpose}, expected "
-            "one, rename the others"
+            f"found {column.shape[1]} {axis} columns {key!r} for the {purpose}, "
+            "expected one, rename the others"
         )
     return column
 
@@ -275,17 +280,7 @@ def _gene_columns(
         return columns
     if config.genes is None:
         return np.arange(len(names))
-    if config.genes not in adata.var:
-        raise InputError(
-            f"found no var column {config.genes!r} for the genes, expected one of: "
-            f"{listing(adata.var.columns, 30)}, give one of these"
-        )
-    mask = adata.var[config.genes]
-    if isinstance(mask, pd.DataFrame):
-        raise InputError(
-            f"found {mask.shape[1]} var columns {config.genes!r} for the genes, "
-            "expected one, rename the others"
-        )
+    mask = _column(adata, "var", config.genes, "genes")
     if not (pd.api.types.is_bool_dtype(mask.dtype) and not mask.isna().any()):
         raise InputError(
             f"found var column {config.genes!r} of type {mask.dtype}, expected "

@@ -9,19 +9,18 @@ differences.png  differences in nats per cell with their intervals
 clusters.png     bound against clusters
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from scvae_jax.checks import InputError, listing
+from scvae_jax.files import whole
 from scvae_jax.ranking import Fit, Row
 
 SETTINGS = "comparison.json"
@@ -126,24 +125,6 @@ def _changed(known: Row, settings: Row, grows: bool = True) -> list[str]:
         elif old != value:
             found.append(f"{name}={old!r}, now {value!r}")
     return found
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, so that a file appears whole or not at all.
-
-    Args:
-        path: of the file.
-
-    Yields:
-        A path that takes the place of `path` at the end, or is gone after an error.
-    """
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def fit_name(key: tuple[str, str, str, int | str, int]) -> str:

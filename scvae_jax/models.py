@@ -7,7 +7,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from scvae_jax.batches import Batch, Counts
+from scvae_jax.batches import Batch
 from scvae_jax.checks import check_clusters, plain
 from scvae_jax.latents import (
     components,
@@ -165,8 +165,7 @@ def vae(
     )
     matmul = matmul_of(precision)
     n_covariates = sum(n_categories) + n_continuous
-    sizes = {"batch": n_categories[0] if n_categories else 1}
-
+    n_batches = n_categories[0] if n_categories else 1
     n_features = sum(m.n_features for m in modalities)
 
     def init(key: Array, profiles: Profiles | None = None) -> Tree:
@@ -174,7 +173,7 @@ def vae(
             "encoder": (encoder, ((1, n_features),)),
             "decoder": (decoder, ((1, n_latent), (1, n_covariates))),
         }
-        free = {m.name: _initial_free(m, sizes) for m in modalities}
+        free = {m.name: initial_free(m, n_batches) for m in modalities}
         params = init_params(key, modules) | {"free": free}
         if profiles is not None:
             starts = [
@@ -417,19 +416,13 @@ def gmvae(
         return total / N_DRAWS
 
     weigh = weigh_shared if posterior == "shared" else weigh_conditional
-    return Model(
-        base.modalities,
-        n_latent,
-        init,
-        encode,
-        base.decode,
-        weigh,
-        _terms_of(encode, weigh),
+    return base._replace(
+        init=init,
+        encode=encode,
+        weigh=weigh,
+        terms=_terms_of(encode, weigh),
         n_clusters=n_clusters,
         start=base,
-        hidden=base.hidden,
-        expand=base.expand,
-        emit=base.emit,
         infer=infer,
         assign=assign,
     )
@@ -482,21 +475,26 @@ def log_likelihood(
     modalities: Sequence[Modality], batch: Batch, params: Sequence[dict[str, Array]]
 ) -> Array:
     """Log p(x|z) of each cell, summed over modalities: [B] nats."""
-    return sum(
-        _log_px(m, c, p)
-        for m, c, p in zip(modalities, batch.counts, params, strict=True)
-    )
+    total = 0
+    for modality, counts, p in zip(modalities, batch.counts, params, strict=True):
+        counts = measured(counts)
+        log_px = total_log_prob(modality.likelihood, counts.x, p, counts.nonzero)
+        total += log_px if counts.observed is None else counts.observed * log_px
+    return total
 
 
-def _initial_free(modality: Modality, sizes: dict[str, int]) -> dict[str, Array]:
-    sizes = sizes | {"gene": modality.n_features}
+def initial_free(modality: Modality, n_batches: int) -> dict[str, Array]:
+    """Where the parameters that are learned beside the heads start.
+
+    Args:
+        modality: whose likelihood has them.
+        n_batches: C, at least 1.
+
+    Returns:
+        For each name an array of its axes.
+    """
+    sizes = {"gene": modality.n_features, "batch": n_batches}
     return {
         free.name: jnp.full(tuple(sizes[axis] for axis in free.axes), free.initial)
         for free in modality.likelihood.free
     }
-
-
-def _log_px(modality: Modality, counts: Counts, params: dict[str, Array]) -> Array:
-    counts = measured(counts)
-    log_px = total_log_prob(modality.likelihood, counts.x, params, counts.nonzero)
-    return log_px if counts.observed is None else counts.observed * log_px

@@ -177,7 +177,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             lambda key: init_train_state(model, optimizer, key, profiles), keys
         )
 
-    fits = [Course(config.patience) for _ in plan.seeds]
+    fits = [Course(config) for _ in plan.seeds]
     seconds = compile_seconds = 0.0
     phases = phases_of(model, config, epochs, steps_per_epoch)
     # two at a time, so that those of the first phase are ready first
@@ -223,7 +223,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
                         mine = {
                             name: value[i].item() for name, value in figures.items()
                         }
-                        fit.see(number, phase.name, mine, taken, config)
+                        fit.see(number, phase.name, mine, taken)
                 bounds = [fit.bound for fit in fits if fit.error is None]
                 bound = max(bounds, default=np.nan)
                 report(phase.name, number, bound, n_train * active.sum() / taken)
@@ -231,7 +231,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
                     break
             seconds += time.perf_counter() - compiled
             for fit in fits:
-                fit.end_phase(config)
+                fit.end_phase()
             states = states._replace(params=best.params)
     trained = max(sum(len(fit.history) for fit in fits), 1)
     summary = {

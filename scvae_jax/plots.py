@@ -234,12 +234,9 @@ def expect_matplotlib() -> None:
 
 def _figure(width: float, height: float) -> Any:
     expect_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _panel(figure, axes, points: np.ndarray, values, size: float) -> None:

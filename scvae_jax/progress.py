@@ -14,8 +14,8 @@ MAX_SKIPPED_RUN = 25
 class Course:
     """How one fit has fared: its history, its best bound, and whether it goes on."""
 
-    def __init__(self, patience: int):
-        self.patience = patience
+    def __init__(self, config: TrainConfig):
+        self.config = config
         self.history: list[dict[str, Any]] = []
         self.error: FloatingPointError | None = None
         self.start_phase(0)
@@ -33,12 +33,7 @@ class Course:
         return self.best_bound
 
     def see(
-        self,
-        number: int,
-        phase: str,
-        figures: dict[str, Any],
-        seconds: float,
-        config: TrainConfig,
+        self, number: int, phase: str, figures: dict[str, Any], seconds: float
     ) -> None:
         """Note the figures of an epoch, and stop where patience runs out."""
         skipped_run = figures.pop("longest_skipped_run")
@@ -46,9 +41,9 @@ class Course:
         if skipped_run >= MAX_SKIPPED_RUN:
             self.fail(
                 f"found {skipped_run} steps in a row with non-finite gradients, "
-                f"expected finite ones, lower learning_rate (it was "
-                f"{config.learning_rate}), use a library mean, or look for extreme "
-                "counts"
+                "expected finite ones, lower learning_rate (it was "
+                f"{self.config.learning_rate}), use a library mean, or look for "
+                "extreme counts"
             )
             return
         self.history.append(
@@ -58,16 +53,16 @@ class Course:
             self.best_epoch, self.best_bound = number, figures["validation_bound"]
         # patience begins when the KL weight has risen
         self.waited = 0 if better or not risen else self.waited + 1
-        if self.waited >= self.patience:
+        if self.waited >= self.config.patience:
             self.active = False
 
-    def end_phase(self, config: TrainConfig) -> None:
+    def end_phase(self) -> None:
         """Fail where the phase has left nothing to go on with."""
         if self.error is None and not np.isfinite(self.best_bound):
             self.fail(
                 "found no finite validation bound in any epoch, expected one, lower "
-                f"learning_rate (it was {config.learning_rate}) or look for extreme "
-                "counts"
+                f"learning_rate (it was {self.config.learning_rate}) or look for "
+                "extreme counts"
             )
 
     def fail(self, message: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, listing
 from scvae_jax.config import (
+    OF_MIXTURES,
     RECIPES,
     DataConfig,
     ModelConfig,
@@ -24,7 +25,6 @@ from scvae_jax.selection import split_cells, warn_of_cells
 from scvae_jax.trials import Cells, kind_of
 
 FORMAT = 1
-OF_MIXTURES = ("n_clusters", "posterior", "mixture_weights", "component_covariance")
 # what is ranked together, and what its data must be
 SUPPORTS = {"counts": "counts", "binary": "binary", "densities": "real"}
 

@@ -147,24 +147,22 @@ def total_and_null(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.nd
         data are no counts; the second NaN for densities where a gene does not vary
         between training cells.
     """
-    if kind_of(named_likelihood(config)) != "counts":
+    likelihood = named_likelihood(config)
+    split = (cells.data, cells.train, cells.held_out)
+    if kind_of(likelihood) != "counts":
         trained = cells.data.x[cells.train]
         constant = trained.max(axis=0).toarray() == trained.min(axis=0).toarray()
         # the density of a gene that never varies has no highest value
-        if kind_of(named_likelihood(config)) == "densities" and constant.any():
+        if kind_of(likelihood) == "densities" and constant.any():
             null = np.full(int(cells.held_out.sum()), np.nan)
         else:
-            null = null_log_prob(
-                named_likelihood(config), cells.data, cells.train, cells.held_out
-            )
+            null = null_log_prob(likelihood, *split)
         return np.zeros(len(null)), null
     # the mean of the null is depth x profile, whatever that of the family
     options = config.likelihood_options | {"mean": "library"}
     family = dataclasses.replace(config, likelihood_options=options)
-    null = null_log_prob(
-        named_likelihood(family), cells.data, cells.train, cells.held_out
-    )
-    total = totals_log_prob(cells.data, cells.train, cells.held_out)
+    null = null_log_prob(named_likelihood(family), *split)
+    total = totals_log_prob(*split)
     if conditions_on_total(config):
         return total, null
     return np.zeros(len(null)), null + total

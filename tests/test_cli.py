@@ -25,6 +25,7 @@ from scvae_jax import (
     evaluation,
     phases,
     plots,
+    printing,
     training,
 )
 from scvae_jax.checks import InputWarning
@@ -832,7 +833,7 @@ def test_an_interruption_is_said_in_one_line(command, data, monkeypatch):
 
 @pytest.mark.parametrize("name", ["run[/b]", "run[bold]"])
 def test_brackets_in_a_path_are_printed(capsys, name):
-    cli._print({"run": name}, as_json=False)
+    printing.figures({"run": name}, as_json=False)
     assert name in capsys.readouterr().out
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(scvae_jax.__file__).parent
 ORDER = (
     "__init__",
     "cli",
+    "printing",
     "comparison",
     "subjects",
     "trials",
@@ -50,6 +51,7 @@ ORDER = (
     "public",
     "datasets",
     "config",
+    "files",
     "checks",
 )
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from scvae_jax import ledger
+from scvae_jax import files, ledger
 from scvae_jax.checks import InputError
 from scvae_jax.ranking import Fit
 
@@ -40,11 +40,11 @@ def test_a_fit_comes_back_as_it_was(tmp_path):
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), ledger.whole(path) as part:
+    with pytest.raises(RuntimeError), files.whole(path) as part:
         part.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"
-    with ledger.whole(path) as part:
+    with files.whole(path) as part:
         part.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"

@@ -1,0 +1,86 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, so that a file appears whole or not at all.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        A path that takes the place of `path` at the end, or is gone after an error.
+    """
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, so that it appears whole or not at all.
+
+    Args:
+        path: of the folder to be, absolute; one that is there is replaced at the end.
+
+    Yields:
+        A folder beside it that takes its place, or is gone after an error.
+    """
+    with folders_above(path):
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            yield part
+            _replace(path, part)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def folders_above(path: Path) -> Iterator[None]:
+    """Make the folders above a path; after an error those that were made are gone.
+
+    Args:
+        path: of a file or folder to be.
+    """
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            folder.rmdir()
+        raise
+
+
+def _replace(path: Path, part: Path) -> None:
+    """Move a finished folder to its place, and only then remove the old one."""
+    # mkdtemp makes folders that only their owner can read: give the usual rights back
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o777 & ~mask)
+    if not path.exists():
+        os.replace(part, path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    old = aside / "run"
+    try:
+        os.replace(path, old)
+        os.replace(part, path)
+    except BaseException:
+        if old.exists():
+            # not os.replace, which is what has just failed
+            shutil.move(old, path)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
