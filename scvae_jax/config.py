@@ -160,7 +160,8 @@ class TrainConfig:
             weight has risen, before training stops.
         validation_fraction: share of cells held out where no split is given.
         test_fraction: share of cells set aside untouched where no split is given.
-        seed: of everything random: split, initial weights, noise and order.
+        seed: of everything random: split, initial weights, noise and order. Of many
+            fits all but the split, whose seed is `summary["split_seed"]`.
 
     Raises:
         InputError: for a value out of range.

@@ -206,10 +206,12 @@ def fit_many(
     results = phases.numbered_alike(results)
     shared = {
         "n_genes": len(data.genes),
-        "split_seed": train_config.seed,
         "n_fits": len(plan.seeds),
         "total_seconds": round(time.perf_counter() - started, 3),
     }
+    if data.split is None:
+        # each fit keeps a seed of its own
+        shared["split_seed"] = train_config.seed
     # the settings that they stand for say nothing then
     own = {"own_optimizer": optimizer, "own_kl_weight": kl_weight}
     shared |= {name: True for name, value in own.items() if value is not None}

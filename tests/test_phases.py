@@ -278,7 +278,7 @@ def test_clusters_have_the_numbers_of_those_of_the_best_fit(types, fits):
 def test_the_split_is_one_for_all_fits(types, fits):
     (other,) = fits.alternatives
     np.testing.assert_array_equal(fits.split, other.split)
-    part = random_split(types.n_obs, 0.1, 0.0, 0)
+    part = random_split(types.n_obs, 0.1, 0.0, fits.summary["split_seed"])
     np.testing.assert_array_equal(fits.split, part)
 
 
