@@ -1,4 +1,4 @@
-"""Clusters of a mixture: where they start, their order, and agreement between fits."""
+"""Clusters of a mixture: where they start, their order, and how fits are matched."""
 
 from typing import Any, NamedTuple
 
