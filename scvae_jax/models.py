@@ -235,7 +235,9 @@ def vae(
         code = batch.categorical[:, 0] if n_categories else None
         return tuple(
             m.likelihood.link(h, params["free"][m.name], Covariates(c.depth, code))
-            for m, h, c in zip(modalities, heads, batch.counts, strict=True)
+            for m, h, c in zip(
+                modalities, heads, map(measured, batch.counts), strict=True
+            )
         )
 
     def decode(params: Tree, z: Array, batch: Batch, key: Array | None = None):

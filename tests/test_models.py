@@ -391,11 +391,12 @@ def test_input_dropout_hides_its_share_and_keeps_the_mean(sparse_batch, form):
     assert (dropped[:, plain == 0] == 0).all()
 
 
-def test_two_modalities_one_of_them_unobserved():
+@pytest.mark.parametrize("other", [likelihoods.bernoulli, likelihoods.poisson])
+def test_two_modalities_one_of_them_unobserved(other):
     model = models.vae(
         [
             models.Modality("rna", 6, likelihoods.negative_binomial()),
-            models.Modality("accessible", 4, likelihoods.bernoulli()),
+            models.Modality("accessible", 4, other()),
         ],
         n_latent=2,
         hidden_sizes=(8,),
