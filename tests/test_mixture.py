@@ -336,6 +336,7 @@ def test_one_dropout_mask_for_all_clusters(batch):
     assert not np.allclose(plain, log_px)
 
 
+@pytest.mark.slow
 def test_weighted_objective_fits_the_network_of_y_alone_to_the_weights(batch):
     model = mixture("conditional")
     params = some_params(model)

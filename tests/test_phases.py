@@ -190,6 +190,7 @@ def test_what_a_phase_leaves(types, keep, expected):
     assert float(best.bound) == bounds[expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "gmvae"])
 def test_only_of_a_vae_may_a_state_of_the_warm_up_be_the_best(types, kind):
     """Patience begins after it; of a mixture the best does too, in its own phase."""
@@ -507,6 +508,7 @@ def test_denoise(types, fits):
     assert np.isfinite(wider.layers["scvae_denoised"][:, 1:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of 2 clusters have fewer")
 def test_denoise_as_of_another_batch(small):
     fitted = sv.fit(
