@@ -93,8 +93,14 @@ def apply(
     data = prepare_as(adata, fitted, missing_genes, layer)
     split = split_of(adata, fitted)
     cells = cells_to_device(data, slice(None))
-    options = {"n_samples": N_SAMPLES, "batch_size": batch_size, "seed": seed}
-    figures = cell_bounds(fitted.model, fitted.params, cells, **options)
+    figures = cell_bounds(
+        fitted.model,
+        fitted.params,
+        cells,
+        n_samples=N_SAMPLES,
+        batch_size=batch_size,
+        seed=seed,
+    )
     # all that can fail comes before anything is written
     others = fitted.alternatives if fitted.model.n_clusters else ()
     # with one model, so that one program serves all
@@ -147,8 +153,8 @@ def _write_clusters(
     adata.obsm[f"{key}_cluster_probabilities"] = r
     adata.obs[f"{key}_cluster_entropy"] = scipy.special.entr(r).sum(axis=1)
     if codes:
-        agree = np.mean([own == own, *(own == other for other in codes)], axis=0)
-        adata.obs[f"{key}_cluster_confidence"] = agree
+        agree = sum(own == other for other in codes)
+        adata.obs[f"{key}_cluster_confidence"] = (1 + agree) / (1 + len(codes))
     mean = prototypes(fitted, depth=float(np.median(data.depth)))
     adata.uns[key] |= {
         "cluster_sizes": sizes,

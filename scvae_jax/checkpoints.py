@@ -110,8 +110,7 @@ class Fitted:
                 checkpointer.save(folder / "params", self.params)
         except ValueError as error:
             # what orbax makes of a full disk
-            reason = one_line(error)
-            raise OSError(errno.EIO, reason, str(folder)) from None
+            raise OSError(errno.EIO, one_line(error), str(folder)) from None
         for number, other in enumerate(self.alternatives, start=1):
             place = folder / "alternatives" / f"{number:04d}"
             place.mkdir(parents=True)

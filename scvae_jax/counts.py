@@ -215,13 +215,16 @@ def layer_names(adata: anndata.AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
-def obs_column(adata: anndata.AnnData, key: str, purpose: str) -> pd.Series:
-    """A column of obs, or an error that lists those that exist.
+def column_of(
+    adata: anndata.AnnData, key: str, purpose: str, axis: str = "obs"
+) -> pd.Series:
+    """A column of obs or var, or an error that lists those that exist.
 
     Args:
         adata: the cells.
         key: its name.
         purpose: what it is for, for the message.
+        axis: "obs" or "var".
 
     Returns:
         The column.
@@ -229,10 +232,6 @@ def obs_column(adata: anndata.AnnData, key: str, purpose: str) -> pd.Series:
     Raises:
         InputError: if there is none of this name.
     """
-    return _column(adata, "obs", key, purpose)
-
-
-def _column(adata: anndata.AnnData, axis: str, key: str, purpose: str) -> pd.Series:
     table = getattr(adata, axis)
     if key not in table:
         raise InputError(
@@ -280,7 +279,7 @@ def _gene_columns(
         return columns
     if config.genes is None:
         return np.arange(len(names))
-    mask = _column(adata, "var", config.genes, "genes")
+    mask = column_of(adata, config.genes, "genes", "var")
     if not (pd.api.types.is_bool_dtype(mask.dtype) and not mask.isna().any()):
         raise InputError(
             f"found var column {config.genes!r} of type {mask.dtype}, expected "
@@ -422,7 +421,7 @@ def _depth(
     if key is None:
         total = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
         return np.maximum(total, 1.0).astype(np.float32)
-    column = obs_column(adata, key, "size factor")
+    column = column_of(adata, key, "size factor")
     if not pd.api.types.is_numeric_dtype(column.dtype):
         column = column.astype(str)
     depth = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
@@ -442,7 +441,7 @@ def _batches(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     if key is None:
         return np.zeros(adata.n_obs, np.int32), ()
-    column = obs_column(adata, key, "batch")
+    column = column_of(adata, key, "batch")
     missing = int(column.isna().sum())
     if missing:
         raise InputError(
@@ -467,7 +466,7 @@ def _split(
 ) -> np.ndarray | None:
     if key is None:
         return None
-    column = obs_column(adata, key, "split")
+    column = column_of(adata, key, "split")
     missing = int(column.isna().sum())
     if missing:
         raise InputError(

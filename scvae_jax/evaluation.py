@@ -19,9 +19,9 @@ from scvae_jax.config import ModelConfig
 from scvae_jax.counts import (
     SPLITS,
     CountData,
+    column_of,
     expect_anndata,
     gene_names,
-    obs_column,
     prepare,
 )
 from scvae_jax.epochs import ALIVE, effective_number
@@ -174,7 +174,7 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
     has_column = key is not None and key in adata.obs
     said = ["new"] * len(names)
     if has_column:
-        said = obs_column(adata, key, "split").astype(str).tolist()
+        said = column_of(adata, key, "split").astype(str).tolist()
     # names that repeat in the fit matter where they are met
     repeat_there = n_known > 0 and len(known) < len(fitted.cells)
     if repeat_there or len(set(names.tolist())) < len(names):
@@ -296,7 +296,7 @@ def evaluate(
     check_count("seed", seed, 0, 2**32 - 1)
     check_count("batch_size", batch_size, 1, 2**31 - 1)
     data = prepare_as(adata, fitted, missing_genes, layer)
-    labels = None if score_key is None else obs_column(adata, score_key, "scores")
+    labels = None if score_key is None else column_of(adata, score_key, "scores")
     chosen, where = part_of(split_of(adata, fitted), split)
     if labels is not None:
         labels = labels[where]

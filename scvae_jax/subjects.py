@@ -19,7 +19,7 @@ from scvae_jax.config import (
     parse_options,
     to_json,
 )
-from scvae_jax.counts import CountData, obs_column, prepare
+from scvae_jax.counts import CountData, column_of, prepare
 from scvae_jax.ranking import Row
 from scvae_jax.selection import split_cells, warn_of_cells
 from scvae_jax.trials import Cells, kind_of
@@ -121,7 +121,7 @@ def _prepare(
         from_config(config, likelihood, **sizes)
     if score_key is None:
         return data, None
-    column = obs_column(source, score_key, "scores")
+    column = column_of(source, score_key, "scores")
     labels = column.astype(str).to_numpy(dtype=object)
     return data, np.where(column.notna(), labels, None)
 

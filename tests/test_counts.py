@@ -11,8 +11,8 @@ from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
 from scvae_jax.counts import (
     SPLITS,
+    column_of,
     in_memory,
-    obs_column,
     prepare,
     random_split,
     read_h5ad,
@@ -552,12 +552,12 @@ def test_a_list_where_a_name_belongs(key):
         DataConfig(**{key: ["gene_1", "gene_2"]})
 
 
-def test_obs_column():
+def test_column_of():
     adata = make()
-    assert obs_column(adata, "run", "scores") is not None
-    pd.testing.assert_series_equal(obs_column(adata, "run", "scores"), adata.obs["run"])
+    assert column_of(adata, "run", "scores") is not None
+    pd.testing.assert_series_equal(column_of(adata, "run", "scores"), adata.obs["run"])
     with pytest.raises(InputError, match="found no obs column 'nope' for the scores"):
-        obs_column(adata, "nope", "scores")
+        column_of(adata, "nope", "scores")
 
 
 @pytest.mark.parametrize(

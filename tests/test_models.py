@@ -391,12 +391,12 @@ def test_input_dropout_hides_its_share_and_keeps_the_mean(sparse_batch, form):
     assert (dropped[:, plain == 0] == 0).all()
 
 
-@pytest.mark.parametrize("other", [likelihoods.bernoulli, likelihoods.poisson])
-def test_two_modalities_one_of_them_unobserved(other):
+@pytest.mark.parametrize("make", [likelihoods.bernoulli, likelihoods.poisson])
+def test_two_modalities_one_of_them_unobserved(make):
     model = models.vae(
         [
             models.Modality("rna", 6, likelihoods.negative_binomial()),
-            models.Modality("accessible", 4, other()),
+            models.Modality("accessible", 4, make()),
         ],
         n_latent=2,
         hidden_sizes=(8,),
