@@ -8,19 +8,23 @@ kept from the one before; ours is the command `scvae-jax train` at its defaults,
 stops by the validation cells. Test cells are scored by importance-weighted bounds of
 500 samples, averaged over cells, and compared cell by cell; intervals are nested
 bootstraps over seeds and cells. Seconds are those of the process: ours from its start
-to a saved run, SCVI's from the start of its imports to the end of its training. A row
-that `--work` has already is not made again; SCVI takes hours (worm_neurons: half an
-hour a fit on one core). `taskset` holds both to the same core.
+to a saved run, SCVI's from the start of its imports to the end of its training;
+`taskset` holds both to the same core. A fit that `--work` has already is not made
+again; SCVI takes hours (worm_neurons: half an hour a fit on one core). With
+`--accelerator gpu` SCVI trains on a GPU, and with `--jobs` several fits are made at a
+time: such fits give bounds and no seconds. What `--out` has and `--work` has not stays.
 """
 
 import argparse
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata
@@ -47,6 +51,8 @@ LIKELIHOODS = {
     "poisson": "poisson",
 }
 TOOLS = ("scvae_jax", "scvi")
+# what tells a fit from the others
+NAMES = ("set", "likelihood", "tool", "seed")
 N_SAMPLES = 500
 
 
@@ -102,6 +108,7 @@ def peer(
     settings: dict | None = None,
     part: str = "test",
     n_samples: int = N_SAMPLES,
+    accelerator: str = "cpu",
 ) -> dict:
     """The same of SCVI, in its own environment, with settings of its own if any."""
     with tempfile.TemporaryDirectory() as folder:
@@ -110,6 +117,7 @@ def peer(
         command += ["--likelihood", LIKELIHOODS[likelihood], "--seed", str(seed)]
         command += ["--samples", str(n_samples), "--out", str(out)]
         command += ["--settings", json.dumps(settings or {}), "--part", part]
+        command += ["--accelerator", accelerator]
         command += ["--batch-key", batch_key] if batch_key else []
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         row = dict(np.load(out))
@@ -124,12 +132,15 @@ def save(file: Path, row: dict) -> None:
 
 def figures(row: dict, labels: np.ndarray | None, seed: int) -> dict:
     """Of one fit; agreement of k-means on its latents with the labels, if any."""
+    seconds = float(row["seconds"])
     found = {
         "elbo": float(row["elbo"].mean(dtype=np.float64)),
         "importance_weighted_bound": float(row["marginal"].mean(dtype=np.float64)),
-        "seconds": float(row["seconds"]),
+        "seconds": None if np.isnan(seconds) else seconds,
         "epochs": int(row["epochs"]),
     }
+    if str(row.get("accelerator", "cpu")) != "cpu":
+        found["accelerator"] = str(row["accelerator"])
     if labels is not None:
         k = len(np.unique(labels))
         codes = scores.kmeans(row["latent"], k, seed)
@@ -144,10 +155,6 @@ def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
         for tool in TOOLS
     }
     differences = stacked["scvae_jax"] - stacked["scvi"]
-    seconds = {
-        tool: float(np.median([rows[tool][seed]["seconds"] for seed in seeds]))
-        for tool in TOOLS
-    }
     interval = nested_interval([differences])
     of_cells = differences.mean(axis=0)
     return {
@@ -160,8 +167,24 @@ def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
         "largest_share": float(of_cells.max() / of_cells.sum()),
         "interval": interval and list(interval),
         "relative_gain": float(differences.mean() / -stacked["scvi"].mean()),
-        "seconds": seconds,
-        "times_faster": seconds["scvi"] / seconds["scvae_jax"],
+    }
+
+
+def timed(seconds: dict[str, dict[int, float | None]]) -> dict:
+    """Medians over the seeds of which both sides have seconds."""
+    seeds = [
+        seed
+        for seed in sorted(set.intersection(*map(set, seconds.values())))
+        if all(of_seed[seed] is not None for of_seed in seconds.values())
+    ]
+    medians = {
+        tool: statistics.median(of_seed[seed] for seed in seeds)
+        for tool, of_seed in seconds.items()
+    }
+    return {
+        "timed_seeds": seeds,
+        "seconds": medians,
+        "times_faster": medians["scvi"] / medians["scvae_jax"],
     }
 
 
@@ -175,29 +198,42 @@ def main() -> None:
     parser.add_argument("--likelihoods", nargs="*", default=list(LIKELIHOODS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--known", action="store_true", help="only those with SCVI's")
+    parser.add_argument("--tools", nargs="*", default=TOOLS, choices=TOOLS)
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
 
     def file_of(tool: str, name: str, likelihood: str, seed: int) -> Path:
         return arguments.work / f"{tool}.{name}.{likelihood}.{seed}.npz"
 
-    # seeds first: an early end leaves all sets with some
-    for seed, name, likelihood in itertools.product(
-        arguments.seeds, arguments.only, arguments.likelihoods
-    ):
-        path, batch_key = arguments.data / f"{name}.h5ad", SETS[name]
-        given = (path, likelihood, seed, batch_key)
+    timed_here = arguments.jobs == 1 and arguments.accelerator == "cpu"
+
+    def fit(place: tuple[int, str, str]) -> None:
+        seed, name, likelihood = place
+        given = (arguments.data / f"{name}.h5ad", likelihood, seed, SETS[name])
         known = file_of("scvi", name, likelihood, seed).exists()
-        for tool in TOOLS:
+        for tool in arguments.tools:
             file = file_of(tool, name, likelihood, seed)
             if file.exists() or (arguments.known and not known):
                 continue
-            if tool == "scvi" and not arguments.scvi:
+            if tool == "scvae_jax":
+                row = ours(*given)
+            elif arguments.scvi:
+                row = peer(arguments.scvi, *given, accelerator=arguments.accelerator)
+            else:
                 continue
-            row = ours(*given) if tool == "scvae_jax" else peer(arguments.scvi, *given)
-            save(file, row)
+            save(file, row if timed_here else row | {"seconds": np.nan})
             print(file.name, figures(row, None, seed), flush=True)
-    fits, rows, peer_versions = [], [], {}
+
+    # seeds first: an early end leaves all sets with some
+    places = itertools.product(arguments.seeds, arguments.only, arguments.likelihoods)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(fit, places))
+    old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    rows = {(row["set"], row["likelihood"]): row for row in old.get("rows", ())}
+    fits = {tuple(fit[name] for name in NAMES): fit for fit in old.get("fits", ())}
+    known_versions = old.get("versions", {}) | versions()
     for name, likelihood in itertools.product(SETS, LIKELIHOODS):
         found = {tool: {} for tool in TOOLS}
         obs = anndata.read_h5ad(arguments.data / f"{name}.h5ad", backed="r").obs
@@ -205,19 +241,38 @@ def main() -> None:
         for tool, seed in itertools.product(TOOLS, range(100)):
             file = file_of(tool, name, likelihood, seed)
             if file.exists():
-                row = dict(np.load(file))
-                found[tool][seed] = row
-                peer_versions |= json.loads(str(row.get("versions", "{}")))
-                named = {"set": name, "likelihood": likelihood}
-                named |= {"tool": tool, "seed": seed}
-                fits.append(named | figures(row, labels, seed))
+                row = found[tool][seed] = dict(np.load(file))
+                known_versions |= json.loads(str(row.get("versions", "{}")))
+                place = (name, likelihood, tool, seed)
+                fit = figures(row, labels, seed)
+                if fit["seconds"] is None:
+                    # what it took when it was last made with nothing beside it
+                    fit["seconds"] = fits.get(place, fit)["seconds"]
+                fits[place] = dict(zip(NAMES, place, strict=True)) | fit
         seeds = sorted(set(found["scvae_jax"]) & set(found["scvi"]))
-        if seeds:
-            named = {"set": name, "likelihood": likelihood}
-            rows.append(named | compared(found, seeds))
-    result = {"rows": rows, "fits": fits, "n_samples": N_SAMPLES}
-    result |= {"versions": versions() | peer_versions}
-    result |= {"cores": len(os.sched_getaffinity(0))}
+        row = rows.get((name, likelihood), {"seeds": []})
+        if seeds and len(seeds) >= len(row["seeds"]):
+            seconds = {
+                tool: {
+                    fit["seed"]: fit["seconds"]
+                    for fit in fits.values()
+                    if (fit["set"], fit["likelihood"], fit["tool"])
+                    == (name, likelihood, tool)
+                }
+                for tool in TOOLS
+            }
+            row = {"set": name, "likelihood": likelihood}
+            row |= compared(found, seeds) | timed(seconds)
+            rows[name, likelihood] = row
+    of_rows = itertools.product(SETS, LIKELIHOODS)
+    of_fits = itertools.product(SETS, LIKELIHOODS, TOOLS, range(100))
+    result = {
+        "rows": [rows[place] for place in of_rows if place in rows],
+        "fits": [fits[place] for place in of_fits if place in fits],
+        "n_samples": N_SAMPLES,
+        "versions": known_versions,
+        "cores": len(os.sched_getaffinity(0)),
+    }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(readme_tables.lines_of(readme_tables.against_peers(result))))
 

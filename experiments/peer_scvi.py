@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--batch-key")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--part", choices=["validation", "test"], default="test")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -60,7 +61,7 @@ def main() -> None:
         adata, n_latent=10, gene_likelihood=arguments.likelihood, **of["model"]
     )
     model.train(
-        accelerator="cpu",
+        accelerator=arguments.accelerator,
         enable_progress_bar=False,
         plan_kwargs=of["plan"],
         **of["train"],
@@ -71,12 +72,15 @@ def main() -> None:
     if arguments.samples:
         given = {"indices": where[arguments.part], "return_mean": False}
         marginal = model.get_marginal_ll(n_mc_samples=arguments.samples, **given)
+        found = {"elbo": model.get_elbo(**given), "marginal": marginal}
+        # tensors on the device, or arrays
         bounds = {
-            "elbo": np.asarray(model.get_elbo(**given)).ravel(),
-            "marginal": np.asarray(marginal).ravel(),
+            name: torch.as_tensor(value).cpu().numpy().ravel()
+            for name, value in found.items()
         }
     thinned = {}
-    for name in list(adata.layers):
+    # anndata from 0.13 on has X among them, as None
+    for name in [name for name in adata.layers if name]:
         cells = adata.copy()
         cells.X = cells.layers[name]
         thinned[name] = model.get_latent_representation(cells)
@@ -86,6 +90,7 @@ def main() -> None:
         latent=model.get_latent_representation(),
         **thinned,
         seconds=seconds,
+        accelerator=arguments.accelerator,
         epochs=len(model.history["elbo_train"]),
     )
     versions = {"scvi-tools": scvi.__version__, "torch": torch.__version__}
