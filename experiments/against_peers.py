@@ -170,13 +170,17 @@ def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
     }
 
 
-def timed(seconds: dict[str, dict[int, float | None]]) -> dict:
+def timed(fits: list[dict]) -> dict:
     """Medians over the seeds of which both sides have seconds."""
-    seeds = [
-        seed
-        for seed in sorted(set.intersection(*map(set, seconds.values())))
-        if all(of_seed[seed] is not None for of_seed in seconds.values())
-    ]
+    seconds = {
+        tool: {
+            fit["seed"]: fit["seconds"]
+            for fit in fits
+            if fit["tool"] == tool and fit["seconds"] is not None
+        }
+        for tool in TOOLS
+    }
+    seeds = sorted(set.intersection(*map(set, seconds.values())))
     medians = {
         tool: statistics.median(of_seed[seed] for seed in seeds)
         for tool, of_seed in seconds.items()
@@ -252,18 +256,12 @@ def main() -> None:
         seeds = sorted(set(found["scvae_jax"]) & set(found["scvi"]))
         row = rows.get((name, likelihood), {"seeds": []})
         if seeds and len(seeds) >= len(row["seeds"]):
-            seconds = {
-                tool: {
-                    fit["seed"]: fit["seconds"]
-                    for fit in fits.values()
-                    if (fit["set"], fit["likelihood"], fit["tool"])
-                    == (name, likelihood, tool)
-                }
-                for tool in TOOLS
-            }
-            row = {"set": name, "likelihood": likelihood}
-            row |= compared(found, seeds) | timed(seconds)
-            rows[name, likelihood] = row
+            row = {"set": name, "likelihood": likelihood} | compared(found, seeds)
+        if row["seeds"]:
+            own = [
+                fit for place, fit in fits.items() if place[:2] == (name, likelihood)
+            ]
+            rows[name, likelihood] = row | timed(own)
     of_rows = itertools.product(SETS, LIKELIHOODS)
     of_fits = itertools.product(SETS, LIKELIHOODS, TOOLS, range(100))
     result = {

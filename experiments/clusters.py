@@ -12,23 +12,19 @@ hashed_doublets. An hour and a half on two cores; --only takes a part.
 import argparse
 import itertools
 import json
-import os
-import platform
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anndata
+import common
 import jax
 import numpy as np
 import scanpy
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
 import scvae_jax as sv
 from scvae_jax import evaluation, phases, scores, selection
-from scvae_jax.checkpoints import versions
 from scvae_jax.config import completed
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -129,25 +125,6 @@ SETS = {
 }
 
 
-def agreement(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {
-        "ari": float(adjusted_rand_score(labels, codes)),
-        "nmi": float(normalized_mutual_info_score(labels, codes)),
-    }
-
-
-def spread(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation and minimum over seeds of each figure."""
-    return {
-        name: {
-            "mean": float(np.mean([row[name] for row in rows])),
-            "sd": float(np.std([row[name] for row in rows], ddof=1)),
-            "min": float(np.min([row[name] for row in rows])),
-        }
-        for name in rows[0]
-    }
-
-
 def principal_components(adata: anndata.AnnData, labels: np.ndarray, k: int, seeds):
     """k-means on 30 principal components of log-normalised expression."""
     cells = anndata.AnnData(adata.X.astype(np.float32).copy())
@@ -155,11 +132,7 @@ def principal_components(adata: anndata.AnnData, labels: np.ndarray, k: int, see
     scanpy.pp.log1p(cells)
     scanpy.pp.pca(cells, n_comps=30)
     codes = [scores.kmeans(cells.obsm["X_pca"], k, seed) for seed in seeds]
-    return spread([agreement(c, labels) for c in codes])
-
-
-def fits_of(fitted: sv.Fitted) -> list[sv.Fitted]:
-    return sorted((fitted, *fitted.alternatives), key=lambda f: f.train_config.seed)
+    return common.spread([common.agreement(c, labels) for c in codes])
 
 
 def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
@@ -181,7 +154,7 @@ def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
         )
     finally:
         phases.place_clusters = place
-    fits = fits_of(fitted)
+    fits = common.fits_of(fitted)
     cells = selection.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
     rows, codes, start_rows = [], [], []
     for fit, start in zip(fits, starts, strict=True):
@@ -189,10 +162,10 @@ def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
         own = bounds(fit.params).probabilities.argmax(1)
         codes.append(own)
         begun = bounds(start).probabilities.argmax(1)
-        start_rows.append(agreement(begun, labels))
+        start_rows.append(common.agreement(begun, labels))
         figures = sv.evaluate(adata, fit, n_samples=100)
         rows.append(
-            agreement(own, labels)
+            common.agreement(own, labels)
             | {
                 "validation_elbo": fit.summary["validation_elbo"],
                 "held_out_elbo": figures["elbo"],
@@ -202,8 +175,8 @@ def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
         )
     pairs = [adjusted_rand_score(a, b) for a, b in itertools.combinations(codes, 2)]
     return {
-        "end": spread(rows),
-        "start": spread(start_rows),
+        "end": common.spread(rows),
+        "start": common.spread(start_rows),
         "seeds": list(seeds),
         "stability_median_ari": float(np.median(pairs)) if pairs else None,
         "held_out": sv.evaluate(adata, fitted, n_samples=1)["split"],
@@ -220,36 +193,20 @@ def plain(adata, labels, k, options, train, seeds) -> dict:
     fitted = sv.fit_many(adata, *configs, seeds=seeds, **options)
     cells = selection.cells_to_device(evaluation.prepare_as(adata, fitted), slice(None))
     rows = []
-    for fit in fits_of(fitted):
+    for fit in common.fits_of(fitted):
         seed = fit.train_config.seed
         latent = evaluation.cell_bounds(fit.model, fit.params, cells, n_samples=1)
         codes = scores.kmeans(latent.latent, k, seed)
         figures = sv.evaluate(adata, fit, n_samples=100)
         rows.append(
-            agreement(codes, labels)
+            common.agreement(codes, labels)
             | {
                 "validation_elbo": fit.summary["validation_elbo"],
                 "held_out_elbo": figures["elbo"],
                 "held_out_importance_weighted": figures["importance_weighted_bound"],
             }
         )
-    return spread(rows)
-
-
-def written(out: Path) -> list[dict]:
-    """The rows that are there already."""
-    return json.loads(out.read_text())["rows"] if out.exists() else []
-
-
-def add_row(out: Path, row: dict, place: Callable, **more: Any) -> None:
-    """Write a row beside the others, in their places, instead of one in its place."""
-    # read again: another run may have written rows meanwhile
-    kept = [other for other in written(out) if place(other) != place(row)]
-    known = versions() | {"python": platform.python_version()}
-    result = {"rows": sorted([*kept, row], key=place)}
-    result |= {"versions": known | more.pop("versions", {})}
-    result |= {"cores": len(os.sched_getaffinity(0))} | more
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    return common.spread(rows)
 
 
 def main() -> None:
@@ -278,7 +235,7 @@ def main() -> None:
         row = {"set": name, "n_obs": adata.n_obs, "n_genes": adata.n_vars, "k": k}
         row |= {"options": options, "train": train}
         # parts that are not asked for stay as they are
-        old = [other for other in written(arguments.out) if other["set"] == name]
+        old = [other for other in common.written(arguments.out) if other["set"] == name]
         row = (old[0] if old else {}) | row
         if "mixture" in arguments.parts:
             row[kind] = mixture(adata, labels, k, options, train, seeds, **model)
@@ -287,7 +244,7 @@ def main() -> None:
         if "components" in arguments.parts:
             row["kmeans_pca"] = principal_components(adata, labels, k, seeds)
         print(name, json.dumps(row), flush=True)
-        add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
+        common.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
 
 
 if __name__ == "__main__":

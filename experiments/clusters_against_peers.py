@@ -26,6 +26,7 @@ from pathlib import Path
 
 import anndata
 import clusters
+import common
 import numpy as np
 import readme_tables
 import scanpy
@@ -162,11 +163,11 @@ def of_leiden(points: np.ndarray, labels: np.ndarray, k: int, seed: int) -> dict
     leiden = leiden_of(points, seed)
     same_k = matched(leiden, k)
     codes = [leiden(resolution) for resolution in RESOLUTIONS]
-    best = max(codes, key=lambda c: clusters.agreement(c, labels)["ari"])
+    best = max(codes, key=lambda c: common.agreement(c, labels)["ari"])
     return {
-        "leiden": clusters.agreement(same_k, labels)["ari"],
+        "leiden": common.agreement(same_k, labels)["ari"],
         "leiden_n_clusters": len(np.unique(same_k)),
-        "leiden_best": clusters.agreement(best, labels)["ari"],
+        "leiden_best": common.agreement(best, labels)["ari"],
         "leiden_best_n_clusters": len(np.unique(best)),
     }
 
@@ -197,7 +198,7 @@ def in_common(ours: list[set], theirs: list[set]) -> float:
 
 def figures(fit: dict, labels: np.ndarray, held_out: np.ndarray) -> dict:
     """Agreement with the labels, and what thinned cells keep."""
-    found = {"ari": clusters.agreement(fit["latent_codes"], labels)["ari"]}
+    found = {"ari": common.agreement(fit["latent_codes"], labels)["ari"]}
     full = neighbours(fit["latent"], fit["latent"], held_out)
     for name in THINNED:
         same = fit["latent_codes"][held_out] == fit[f"{name}_codes"][held_out]
@@ -247,9 +248,9 @@ def main() -> None:
             )
         row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
         row |= {"seeds": arguments.seeds}
-        row |= {tool: clusters.spread(of) for tool, of in found.items()}
+        row |= {tool: common.spread(of) for tool, of in found.items()}
         known = peer_versions | {"scanpy": metadata.version("scanpy")}
-        clusters.add_row(
+        common.add_row(
             arguments.out, row, lambda row: SETS.index(row["set"]), versions=known
         )
     result = json.loads(arguments.out.read_text())

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import clusters
 import clusters_against_peers
+import common
 import numpy as np
 import scipy.sparse
 
-from scvae_jax.epochs import ALIVE
+from scvae_jax.clusters import clusters_used
 
 
 def of_original(python: str, cells, k: int, seed: int) -> tuple[dict, dict]:
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     arguments = parser.parse_args()
     for seed, name in itertools.product(arguments.seeds, arguments.only):
-        done = {(row["set"], row["seed"]) for row in clusters.written(arguments.out)}
+        done = {(row["set"], row["seed"]) for row in common.written(arguments.out)}
         if (name, seed) in done:
             continue
         read_set, k, _, _ = clusters.SETS[name]
@@ -61,11 +62,10 @@ def main() -> None:
         fit, known = of_original(arguments.original, cells, k, seed)
         row = {"set": name, "seed": seed, "k": k, "n_obs": cells.n_obs}
         row |= clusters_against_peers.figures(fit, labels, held_out)
-        share = np.bincount(fit["latent_codes"], minlength=k) / cells.n_obs
-        row["clusters_used"] = int((share >= ALIVE).sum())
+        row["clusters_used"] = clusters_used(fit["latent_codes"])
         row["seconds"] = round(time.perf_counter() - started, 1)
         print(row, flush=True)
-        clusters.add_row(
+        common.add_row(
             arguments.out,
             row,
             lambda row: (sets.index(row["set"]), row["seed"]),

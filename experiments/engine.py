@@ -14,6 +14,7 @@ import platform
 from pathlib import Path
 
 import anndata
+import common
 import numpy as np
 
 import scvae_jax as sv
@@ -30,10 +31,9 @@ def bounds(adata: anndata.AnnData) -> list[float]:
     configs = (sv.ModelConfig(), sv.TrainConfig(epochs=60))
     configs = [completed(config, "gmvae") for config in configs]
     fitted = sv.fit_many(adata, *configs, seeds=SEEDS, split_key="split")
-    fits = sorted((fitted, *fitted.alternatives), key=lambda fit: fit.train_config.seed)
     return [
         sv.evaluate(adata, fit, split="validation", n_samples=100)["elbo"]
-        for fit in fits
+        for fit in common.fits_of(fitted)
     ]
 
 

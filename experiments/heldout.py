@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import common
+
 SETS = {"pbmc4k": [], "kang_batches": ["--batch-key", "batch"], "worm_neurons": []}
 LIKELIHOODS = (
     "negative_binomial",
@@ -39,25 +41,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--likelihoods", nargs="*", default=list(LIKELIHOODS))
     arguments = parser.parse_args()
-    result = {"rows": []}
-    if arguments.out.exists():
-        result = json.loads(arguments.out.read_text())
-    for name in arguments.only:
-        for likelihood in arguments.likelihoods:
-            row = one(arguments.data / f"{name}.h5ad", likelihood, SETS[name])
-            result["versions"] = row.pop("versions")
-            kept = [
-                r
-                for r in result["rows"]
-                if (r["set"], r["likelihood"]) != (name, likelihood)
-            ]
-            result["rows"] = [*kept, {"set": name, "likelihood": likelihood, **row}]
-            print(name, likelihood, row["test"], flush=True)
-            places = {
-                pair: i for i, pair in enumerate(itertools.product(SETS, LIKELIHOODS))
-            }
-            result["rows"].sort(key=lambda r: places[r["set"], r["likelihood"]])
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    order = list(itertools.product(SETS, LIKELIHOODS))
+    for name, likelihood in itertools.product(arguments.only, arguments.likelihoods):
+        row = {"set": name, "likelihood": likelihood}
+        row |= one(arguments.data / f"{name}.h5ad", likelihood, SETS[name])
+        print(name, likelihood, row["test"], flush=True)
+        common.add_row(
+            arguments.out,
+            row,
+            lambda row: order.index((row["set"], row["likelihood"])),
+        )
 
 
 def one(path: Path, likelihood: str, options: list[str]) -> dict:
@@ -66,12 +59,10 @@ def one(path: Path, likelihood: str, options: list[str]) -> dict:
         given = ["--split-key", "split", "--likelihood", likelihood]
         given += ["--latent-size", "10", *options]
         trained = run("train", str(path), "--out", out, *given)
-        versions = json.loads((Path(out) / "config.json").read_text())["versions"]
         score = ["--samples", "500"]
         test = run("evaluate", out, str(path), "--split", "test", *score)
     trained.pop("run")
-    options = " ".join(given)
-    return {"options": options, "train": trained, "test": test, "versions": versions}
+    return {"options": " ".join(given), "train": trained, "test": test}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import clusters
 import clusters_against_peers as peers
+import common
 import numpy as np
 
 SETS = {
@@ -72,7 +73,7 @@ def main() -> None:
         row["own"] = figures(peers.of_mixture(cells, k, options, 0), labels, where)
         row["components"] = figures(peers.of_components(cells), labels, where)
         print(row, flush=True)
-        clusters.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
+        common.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import clusters
 import clusters_against_peers as peers
+import common
 import numpy as np
 
 import scvae_jax as sv
@@ -87,10 +88,10 @@ RULES = (recommended, best_of_stable, most_stable, within_an_error)
 def scores(adata, labels, fitted: sv.Fitted) -> dict[str, float]:
     """Agreement of each seed's clusters with the labels."""
     found = []
-    for fit in clusters.fits_of(fitted):
+    for fit in common.fits_of(fitted):
         annotated = sv.apply(adata, fit, copy=True)
         codes = annotated.obs["scvae_cluster"].to_numpy()
-        found.append(clusters.agreement(codes, labels)["ari"])
+        found.append(common.agreement(codes, labels)["ari"])
     return {"mean": float(np.mean(found)), "sd": float(np.std(found, ddof=1))}
 
 
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--numbers", type=int, nargs="*", default=list(NUMBERS))
     arguments = parser.parse_args()
     for name in arguments.only:
         read_set, k, options = SETS[name]
@@ -107,7 +109,12 @@ def main() -> None:
             options = options | {"split_key": "split"}
         config = sv.ModelConfig(model="gmvae")
         table = sv.sweep_clusters(
-            adata, config, n_clusters=NUMBERS, seeds=SEEDS, progress=False, **options
+            adata,
+            config,
+            n_clusters=tuple(arguments.numbers),
+            seeds=SEEDS,
+            progress=False,
+            **options,
         )
         row = {"set": name, "n_obs": adata.n_obs, "types": len(np.unique(labels))}
         row |= {"k_of_truth": k, "seeds": list(SEEDS)}
@@ -122,7 +129,7 @@ def main() -> None:
         best = [peers.of_leiden(points, labels, k, seed) for seed in SEEDS]
         row["leiden_best"] = float(np.mean([found["leiden_best"] for found in best]))
         print(json.dumps(row), flush=True)
-        clusters.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
+        common.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
 
 
 if __name__ == "__main__":

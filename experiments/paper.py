@@ -19,7 +19,7 @@ import itertools
 from pathlib import Path
 
 import anndata
-import clusters
+import common
 import numpy as np
 import optax
 
@@ -128,12 +128,12 @@ def main() -> None:
     wanted = itertools.product(*(getattr(arguments, name) for name in axes))
     for key in wanted:
         named = dict(zip(("recipe", "model", "likelihood"), key, strict=True))
-        done = clusters.written(arguments.out)
+        done = common.written(arguments.out)
         if any(named.items() <= row.items() for row in done):
             continue
         row = named | one(arguments.data, *key)
         print(row, flush=True)
-        clusters.add_row(arguments.out, row, place, n_samples=N_SAMPLES)
+        common.add_row(arguments.out, row, place, n_samples=N_SAMPLES)
 
 
 if __name__ == "__main__":

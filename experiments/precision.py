@@ -15,6 +15,7 @@ import platform
 from pathlib import Path
 
 import anndata
+import common
 import jax
 import numpy as np
 
@@ -36,7 +37,6 @@ def bounds(adata: anndata.AnnData, precision: str, options: dict) -> list[dict]:
         split_key="split",
         **options,
     )
-    fits = sorted((fitted, *fitted.alternatives), key=lambda fit: fit.train_config.seed)
     return [
         {
             "validation_elbo": fit.summary["validation_elbo"],
@@ -44,7 +44,7 @@ def bounds(adata: anndata.AnnData, precision: str, options: dict) -> list[dict]:
             "skipped_steps": fit.summary["skipped_steps"],
             "cells_per_second": fit.summary["cells_per_second"],
         }
-        for fit in fits
+        for fit in common.fits_of(fitted)
     ]
 
 

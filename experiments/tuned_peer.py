@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import against_peers
-import clusters
+import common
 import numpy as np
 
 # None of them is SCVI's default
@@ -140,7 +140,7 @@ def main() -> None:
         row |= against_peers.compared(found, arguments.seeds)
         print(row, flush=True)
         row["trials"] = trials.tried
-        clusters.add_row(
+        common.add_row(
             arguments.out, row, lambda row: SETS.index(row["set"]), versions=known
         )
 

@@ -1,5 +1,6 @@
 """Results into AnnData, for scanpy to take it from there."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -14,9 +15,8 @@ import scipy.special
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
-from scvae_jax.checkpoints import Fitted, versions
+from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, check_count, check_field, listing
-from scvae_jax.config import to_json
 from scvae_jax.counts import CountData, gene_names, in_memory, make_actual
 from scvae_jax.evaluation import CellBounds, cell_bounds, prepare_as, split_of
 from scvae_jax.latents import sample
@@ -115,7 +115,7 @@ def apply(
     adata.obs[f"{key_added}_elbo"] = figures.elbo
     adata.obs[f"{key_added}_split"] = pd.Categorical(split)
     # HDF5 has no None: settings that are not set are left out
-    data_settings = to_json(fitted.data_config)
+    data_settings = dataclasses.asdict(fitted.data_config)
     if layer is not None:
         data_settings["layer"] = layer
     adata.uns[key_added] = {
@@ -125,11 +125,15 @@ def apply(
         "seed": fitted.train_config.seed,
         "data": {name: v for name, v in data_settings.items() if v is not None},
         # as text, in which there are lists, dicts and None
-        "model_config": json.dumps(to_json(fitted.config)),
-        "train_config": json.dumps(to_json(fitted.train_config)),
+        "model_config": json.dumps(dataclasses.asdict(fitted.config)),
+        "train_config": json.dumps(dataclasses.asdict(fitted.train_config)),
         "n_samples": N_SAMPLES,
-        "versions": versions(),
+        "versions": fitted.versions,
     }
+    # of many fits the seed that drew the split; what was given instead of settings
+    for name in ("split_seed", "own_optimizer", "own_kl_weight"):
+        if name in fitted.summary:
+            adata.uns[key_added][name] = fitted.summary[name]
     if fitted.model.n_clusters:
         _write_clusters(adata, fitted, figures, codes, data, key_added)
     return adata if copy else None

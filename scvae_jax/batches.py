@@ -270,9 +270,18 @@ def dense_batch(
 
     Returns:
         The batch.
+
+    Raises:
+        ValueError: for depths or codes with other axes.
     """
     n = x.shape[0]
     x = jnp.asarray(x, jnp.float32)
+    for name, value, axes in (("depth", depth, 1), ("categorical", categorical, 2)):
+        if value is not None and jnp.ndim(value) != axes:
+            raise ValueError(
+                f"found {name} of shape {jnp.shape(value)}, expected "
+                f"{'[B]' if axes == 1 else '[B, n_keys]'}, change its axes"
+            )
     if depth is None:
         depth = jnp.maximum(x.sum(axis=-1), 1.0)
     if categorical is None:

@@ -1,11 +1,15 @@
 """The likelihood and the model that a configuration describes."""
 
+import math
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from scvae_jax.checks import InputError
 from scvae_jax.config import OF_MIXTURES, ModelConfig, completed
-from scvae_jax.likelihoods import Likelihood, from_name
-from scvae_jax.models import Modality, Model, gmvae, vae
+from scvae_jax.likelihoods import Covariates, Likelihood, from_name
+from scvae_jax.models import Modality, Model, gmvae, initial_free, vae
 
 Array = jax.Array
 
@@ -73,3 +77,50 @@ def from_config(
         return vae(modalities, **options)
     of_mixture = {name: getattr(config, name) for name in OF_MIXTURES}
     return gmvae(modalities, **of_mixture, **options)
+
+
+def conditions_on_total(config: ModelConfig) -> bool:
+    """Whether a bound is one given the total of a cell, as that of a library mean is.
+
+    Args:
+        config: whose likelihood is a named one.
+
+    Returns:
+        Whether it is; binary and real data have no total.
+    """
+    counted = named_likelihood(config).is_of_counts
+    return counted and config.likelihood_options.get("mean", "library") == "library"
+
+
+def expect_one_log_prob_of_zero(
+    likelihood: Likelihood, n_genes: int, n_batches: int
+) -> None:
+    """Refuse a likelihood whose log_prob_zero is not its log_prob of 0.
+
+    One of the two may have been replaced without the other; sums over sparse counts
+    take both.
+
+    Args:
+        likelihood: one's own.
+        n_genes: G.
+        n_batches: number of batches, 0 where there is no batch covariate.
+
+    Raises:
+        InputError: if they differ for some params.
+    """
+    if likelihood.log_prob_zero is None:
+        return
+    heads = {}
+    for head in likelihood.heads:
+        shape = (1, n_genes, *head.shape)
+        heads[head.name] = jnp.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
+    free = initial_free(Modality("rna", n_genes, likelihood), max(n_batches, 1))
+    batch = jnp.zeros(1, jnp.int32) if n_batches else None
+    params = likelihood.link(heads, free, Covariates(jnp.full(1, 100.0), batch))
+    general = likelihood.log_prob(jnp.zeros((1, n_genes)), params)
+    closed = likelihood.log_prob_zero(params)
+    if not np.allclose(general, closed, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise InputError(
+            f"found log_prob_zero of {likelihood.name} to differ from its log_prob of "
+            "0, expected the same, replace both or set log_prob_zero=None"
+        )

@@ -8,11 +8,11 @@ params/       orbax
 alternatives/ other fits of the same cells, if any, each a run folder
 """
 
+import csv
 import dataclasses
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +24,8 @@ import pandas as pd
 
 from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, is_lack_of_memory, listing, one_line
-from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
-from scvae_jax.files import whole_folder
+from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json
+from scvae_jax.files import expect_writable, whole_folder
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model
 
@@ -117,9 +117,9 @@ class Fitted:
             other._write(place)
         config = {
             "format": FORMAT,
-            "model": to_json(self.config),
-            "train": to_json(self.train_config),
-            "data": to_json(self.data_config),
+            "model": dataclasses.asdict(self.config),
+            "train": dataclasses.asdict(self.train_config),
+            "data": dataclasses.asdict(self.data_config),
             "likelihood": self.likelihood.name,
             "own_likelihood": self.own_likelihood,
             "batches": list(self.batches),
@@ -129,7 +129,8 @@ class Fitted:
         _write_json(folder / "genes.json", self.genes.tolist(), indent=0)
         _write_json(folder / "history.json", self.history, indent=0)
         cells = pd.DataFrame({"cell": self.cells, "split": self.split})
-        cells.to_csv(folder / "cells.csv", index=False)
+        # in quotes, as a name may have an end of line in it
+        cells.to_csv(folder / "cells.csv", index=False, quoting=csv.QUOTE_ALL)
         files = [path for path in folder.rglob("*") if path.is_file()]
         names = sorted(path.relative_to(folder).as_posix() for path in files)
         config["sha256"] = _checksums(folder, names, config)
@@ -151,13 +152,7 @@ def check_free(path: str | Path, overwrite: bool) -> None:
         InputError: if something is there that must not be replaced.
     """
     path = Path(path)
-    # the root has no folder above it
-    above = next((p for p in path.absolute().parents if p.exists()), path)
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise InputError(
-            f"found that {above} is not a folder that can be written to, expected one "
-            f"for {path.name}, choose another path"
-        )
+    expect_writable(path)
     if path.is_symlink():
         raise InputError(
             f"found a link at {path}, expected a new path or a run folder, "
@@ -248,14 +243,12 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         data_config = from_json(DataConfig, config["data"])
         name, batches = config["likelihood"], tuple(config["batches"])
         summary, versions = config["summary"], config["versions"]
-        saved = {**config["sha256"]}
+        saved, own_likelihood = {**config["sha256"]}, config["own_likelihood"]
     except (KeyError, TypeError) as error:
         raise InputError(
             f"found no {error} in {path / 'config.json'}, expected a whole run folder, "
             "fit again"
         ) from None
-    # a variant of a named one may have kept its name
-    own_likelihood = config.get("own_likelihood", model_config.likelihood != name)
     if likelihood is None and not own_likelihood:
         likelihood = named_likelihood(model_config)
     elif likelihood is None or likelihood.name != name:

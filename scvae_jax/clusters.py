@@ -11,6 +11,8 @@ import scipy  # its parts are loaded where they are used
 Array = jax.Array
 Tree = Any
 
+# the least share of cells with which a cluster counts as alive
+ALIVE = 0.01
 # cells that suffice to place components
 MOST_CELLS = 20_000
 N_STARTS = 20
@@ -242,3 +244,13 @@ def matched(first: np.ndarray, other: np.ndarray, n_clusters: int) -> np.ndarray
     table = np.zeros((n_clusters, n_clusters))
     np.add.at(table, (first, other), 1)
     return scipy.optimize.linear_sum_assignment(-table)[1]
+
+
+def clusters_used(codes: np.ndarray) -> int:
+    """How many clusters have at least 1 % of the cells; `codes` [n] are theirs."""
+    return int((np.bincount(codes) / len(codes) >= ALIVE).sum())
+
+
+def effective_number(share: Array) -> Array:
+    """How many clusters are in use: exp of the entropy of their shares [K]."""
+    return jnp.exp(jax.scipy.special.entr(share).sum())

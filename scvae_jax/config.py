@@ -304,13 +304,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """A settings dataclass as a dict of JSON values."""
-    return dataclasses.asdict(config)
-
-
 def from_json(kind: type, values: dict[str, Any]) -> Any:
-    """A settings dataclass from the dict that `to_json` made.
+    """A settings dataclass from the dict that `dataclasses.asdict` makes.
 
     Args:
         kind: the dataclass.

@@ -233,10 +233,10 @@ def column_of(
         InputError: if there is none of this name.
     """
     table = getattr(adata, axis)
-    if key not in table:
+    if not isinstance(key, str) or key not in table:
         raise InputError(
             f"found no {axis} column {key!r} for the {purpose}, expected one of: "
-            f"{listing(table.columns, 30)}, give one of these"
+            f"{listing(table.columns, 30)}, give one of these or add it"
         )
     column = table[key]
     if isinstance(column, pd.DataFrame):
@@ -283,7 +283,8 @@ def _gene_columns(
     if not (pd.api.types.is_bool_dtype(mask.dtype) and not mask.isna().any()):
         raise InputError(
             f"found var column {config.genes!r} of type {mask.dtype}, expected "
-            "true or false for every gene, convert it to bool"
+            "true or false for every gene, compare it (adata.var[...].astype(str) == "
+            "'True')"
         )
     columns = np.flatnonzero(mask.to_numpy(dtype=bool))
     if len(columns) == 0:
@@ -366,7 +367,8 @@ def _validated(
                 f"probably given{_likely_layer(adata, where)}; or fit with "
                 "fractional='round' or 'allow' (train --fractional round|allow)"
             )
-        if config.fractional == "round":
+        rounded = config.fractional == "round"
+        if rounded:
             x.data = np.round(x.data)
             x.eliminate_zeros()
         elif support == "integers":
@@ -375,6 +377,13 @@ def _validated(
                 "entries), expected integers for a categorised likelihood, fit with "
                 "fractional='round' (train --fractional round)"
             )
+        # once normalised, what was allowed for counts passes for counts
+        warnings.warn(
+            f"{share:.1%} of the non-zero entries of {where} are fractional and are "
+            + ("rounded" if rounded else "taken as they are"),
+            InputWarning,
+            stacklevel=2,
+        )
     return x.astype(np.float32, copy=False)
 
 
@@ -431,7 +440,7 @@ def _depth(
     if bad:
         raise InputError(
             f"found {bad} cells without a positive number in obs column {key!r}, "
-            "expected the depth of every cell, compute it or leave the key out"
+            "expected the depth of every cell, compute it or fit without the key"
         )
     return depth * np.float32(config.size_factor_scale)
 
@@ -471,7 +480,7 @@ def _split(
     if missing:
         raise InputError(
             f"found {missing} cells without a value in obs column {key!r}, expected "
-            f"{', '.join(SPLITS)}, fill it or leave these cells out"
+            f"{', '.join(parts)}, fill it or leave these cells out"
         )
     values = np.array(column.astype(str), dtype=str)
     other = sorted(set(values) - set(parts))

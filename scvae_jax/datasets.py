@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.special import softmax
 
-from scvae_jax.checks import InputError
+from scvae_jax.checks import expect
 
 # 2**24: beyond it float32 no longer tells neighbouring integers apart.
 _LARGEST_EXACT_COUNT = 16_777_216
@@ -30,11 +30,6 @@ def _missing(package):
     )
 
 
-def _check(is_right, expected, found, do, error=ValueError):
-    if not is_right:
-        raise error(f"found {found}, expected {expected}, do {do}")
-
-
 def _recover_counts(log_normalised, totals):
     """Turn log1p(1e4 * count / total) back into counts, or say why it cannot be."""
     scaled = sparse.csr_matrix(log_normalised, dtype=np.float64, copy=True)
@@ -43,17 +38,17 @@ def _recover_counts(log_normalised, totals):
     per_cell = np.diff(scaled.indptr)
     do = "install a scanpy whose file is unchanged"
     empty = int((per_cell == 0).sum())
-    _check(not empty, "none", f"{empty} cells without counts", do, RuntimeError)
+    expect(not empty, f"{empty} cells without counts", "none", do)
     smallest = np.minimum.reduceat(scaled.data, scaled.indptr[:-1])
     # smallest = 1e4 * 1 / total; were no count of the cell 1, this would be off by 2.
     ratio = 1e4 / (smallest * np.asarray(totals, dtype=np.float64))
     found = f"recovered cell totals {ratio.min():.3f} to {ratio.max():.3f} times known"
-    _check(np.abs(ratio - 1).max() <= 0.01, "0.99 to 1.01", found, do, RuntimeError)
+    expect(np.abs(ratio - 1).max() <= 0.01, found, "0.99 to 1.01", do)
     # count = expm1(x) / smallest
     values = scaled.data / np.repeat(smallest, per_cell)
     distance = np.abs(values - np.rint(values)).max()
     found = f"recovered counts up to {distance:.3f} from an integer"
-    _check(distance <= 0.25, "at most 0.25", found, do, RuntimeError)
+    expect(distance <= 0.25, found, "at most 0.25", do)
     scaled.data = np.rint(values)
     return scaled.astype(np.float32)
 
@@ -76,7 +71,7 @@ def pbmc68k_reduced() -> AnnData:
 
     Raises:
         ImportError: scanpy is not installed.
-        RuntimeError: a recovered value is further than 0.25 from an integer, or the
+        InputError: a recovered value is further than 0.25 from an integer, or the
             recovered cell totals differ from the recorded ones by more than 1 %.
 
     Source: Zheng et al. 2017, doi:10.1038/ncomms14049; the reduced file is
@@ -156,11 +151,11 @@ def mnist(folder: str | Path, *, binarised: bool = False) -> AnnData:
         found = f"{len(images[-1])} images and {len(digits[-1])} labels of {part}"
         do = f"take both files of {part} from one source"
         is_right = len(images[-1]) == len(digits[-1])
-        _check(is_right, "as many", f"{found} in {folder}", do, InputError)
+        expect(is_right, f"{found} in {folder}", "as many", do)
         largest = digits[-1].max(initial=0)
-        _check(largest <= 9, "0 to 9", f"a label {largest} of {part}", do, InputError)
+        expect(largest <= 9, f"a label {largest} of {part}", "0 to 9", do)
     expected = "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, or t10k's"
-    _check(images, expected, f"neither in {folder}", "check the folder", InputError)
+    expect(bool(images), f"neither in {folder}", expected, "check the folder")
     pixels = np.concatenate(images)
     if binarised:
         pixels = pixels >= 128
@@ -180,22 +175,22 @@ def _read_idx(path, n_axes):
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
         found = f"no file {path}"
-        _check(False, "images and labels together", found, do, InputError)
+        expect(False, found, "images and labels together", do)
     except (OSError, EOFError, zlib.error) as error:
         found = f"a damaged file {path} ({error})"
-        _check(False, "a whole gzip file", found, do, InputError)
+        expect(False, found, "a whole gzip file", do)
     start = 4 + 4 * n_axes
     is_right = content[:4] == bytes([0, 0, 8, n_axes]) and len(content) >= start
     expected = f"bytes in {n_axes} axes in idx form"
-    _check(is_right, expected, f"something else in {path}", do, InputError)
+    expect(is_right, f"something else in {path}", expected, do)
     shape = np.frombuffer(content[4:start], ">i4").tolist()
     size = len(content) - start
     found = f"{size} bytes for shape {tuple(shape)} in {path}"
     is_right = min(shape) > 0 and math.prod(shape) == size
-    _check(is_right, "as many as the shape takes", found, do, InputError)
+    expect(is_right, found, "as many as the shape takes", do)
     if n_axes == 3:
         found = f"images of {shape[1]} by {shape[2]} pixels in {path}"
-        _check(shape[1:] == [28, 28], "28 by 28", found, do, InputError)
+        expect(shape[1:] == [28, 28], found, "28 by 28", do)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -261,7 +256,7 @@ def simulate(
         int, float or list of float, with the type proportions that were used.
 
     Raises:
-        ValueError: an argument is outside its range, or a count exceeds 2**24.
+        InputError: an argument is outside its range, or a count exceeds 2**24.
 
     Source: the gamma-Poisson mixture with depth and batch is that of Lopez et al. 2018,
     doi:10.1038/s41592-018-0229-2; log-normal depths and marker folds are as in Zappia
@@ -273,7 +268,7 @@ def simulate(
         value, least = settings[name], 0 if name == "seed" else 1
         is_right = isinstance(value, (int, np.integer)) and value >= least
         expected = f"an integer of at least {least}"
-        _check(is_right, expected, f"{name} = {value}", f"change {name}")
+        expect(is_right, f"{name} = {value}", expected, f"change {name}")
         settings[name] = int(value)
     ranges = {
         "depth": (0 < depth < math.inf, "a finite number above 0"),
@@ -284,15 +279,15 @@ def simulate(
         is_right = 0 <= settings[f"{kind}_scale"] < math.inf
         ranges[f"{kind}_scale"] = (is_right, "a finite number from 0")
     for name, (is_right, expected) in ranges.items():
-        _check(is_right, expected, f"{name} = {settings[name]}", f"change {name}")
+        expect(is_right, f"{name} = {settings[name]}", expected, f"change {name}")
         settings[name] = float(settings[name])
     theta = np.asarray(dispersion, dtype=np.float64)
     expected, do = f"a scalar or shape ({n_vars},)", "change dispersion"
     is_right = theta.shape in ((), (n_vars,))
-    _check(is_right, expected, f"dispersion of shape {theta.shape}", do)
+    expect(is_right, f"dispersion of shape {theta.shape}", expected, do)
     is_right = theta.min() > 0 and theta.max() < math.inf
     found = f"dispersion from {theta.min()} to {theta.max()}"
-    _check(is_right, "finite numbers above 0", found, do)
+    expect(is_right, found, "finite numbers above 0", do)
 
     # Separate streams: what one of them draws leaves the others as they are.
     truth, noise, technical = np.random.default_rng(seed).spawn(3)
@@ -301,10 +296,10 @@ def simulate(
     if type_proportions is not None:
         proportions = np.asarray(type_proportions, dtype=np.float64)
         is_right = proportions.shape == (n_types,) and proportions.min() >= 0
-        _check(
+        expect(
             is_right and abs(proportions.sum() - 1) < 1e-6,
-            f"{n_types} numbers from 0 that sum to 1",
             f"type_proportions = {proportions.tolist()}",
+            f"{n_types} numbers from 0 that sum to 1",
             "change type_proportions",
         )
         proportions = proportions / proportions.sum()
@@ -335,10 +330,10 @@ def simulate(
         mean = cell_depth[rows, None] * share[cell_type[rows], batch[rows]]
         true_mean[rows] = mean
         counts = noise.poisson(noise.gamma(theta, mean / theta))
-        _check(
+        expect(
             counts.max() <= _LARGEST_EXACT_COUNT,
-            f"at most {_LARGEST_EXACT_COUNT}, up to which float32 is exact",
             f"a count of {counts.max()}",
+            f"at most {_LARGEST_EXACT_COUNT}, up to which float32 is exact",
             "lower depth or raise dispersion",
         )
         counts[technical.random(counts.shape) < dropout] = 0

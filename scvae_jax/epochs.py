@@ -13,6 +13,7 @@ import numpy as np
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
+from scvae_jax.clusters import ALIVE, effective_number
 from scvae_jax.models import Model
 from scvae_jax.objectives import (
     Objective,
@@ -23,9 +24,6 @@ from scvae_jax.objectives import (
 from scvae_jax.steps import TrainState
 
 Array = jax.Array
-
-# the least share of cells with which a cluster counts as alive
-ALIVE = 0.01
 
 
 class Orders(NamedTuple):
@@ -169,7 +167,7 @@ def make_look(
             parts = elbo_parts(terms)
             r = jnp.exp(log_responsibilities(terms)).mean(axis=0)
             new = {
-                "elbo": parts.log_likelihood - parts.kl_z - parts.kl_y,
+                "elbo": parts.elbo,
                 "kl_y": parts.kl_y,
                 "bound": importance_weighted_bound(terms),
                 "r": r,
@@ -199,11 +197,6 @@ def make_look(
         return figures
 
     return look
-
-
-def effective_number(share: Array) -> Array:
-    """How many clusters are in use: exp of the entropy of their shares [K]."""
-    return jnp.exp(jax.scipy.special.entr(share).sum())
 
 
 def over_fits(function: Callable, *, one_by_one: bool) -> Callable:

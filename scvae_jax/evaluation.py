@@ -12,10 +12,10 @@ import numpy as np
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
-from scvae_jax.building import named_likelihood
+from scvae_jax.building import conditions_on_total
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count
-from scvae_jax.config import ModelConfig
+from scvae_jax.clusters import clusters_used, effective_number
 from scvae_jax.counts import (
     SPLITS,
     CountData,
@@ -24,10 +24,9 @@ from scvae_jax.counts import (
     gene_names,
     prepare,
 )
-from scvae_jax.epochs import ALIVE, effective_number
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
-from scvae_jax.objectives import elbo_parts, importance_weighted_bound
+from scvae_jax.objectives import Parts, elbo_parts, importance_weighted_bound
 from scvae_jax.scores import expect_labels, expect_scikit_learn, kmeans, label_scores
 from scvae_jax.selection import cells_to_device
 
@@ -42,7 +41,8 @@ class CellBounds(NamedTuple):
         elbo: [n] evidence lower bound, E_q[log p(x|z)] averaged over the samples.
         importance_weighted_bound: [n] of the same samples.
         log_likelihood: [n] E_q[log p(x|z)].
-        kl_z: [n] KL(q(z|x) || p(z)), in as closed a form as there is.
+        kl_z: [n] KL(q(z|x) || p(z)), with clusters E_q(y)[KL(q(z|x,y) || p(z|y))], in
+            as closed a form as there is.
         kl_y: [n] KL(q(y|x) || p(y)), 0 without clusters.
         probabilities: [n, K] q(y|x), whatever the samples; K is 1 without clusters.
     """
@@ -107,7 +107,7 @@ def _cell_bounds(
         key_batch = jax.random.fold_in(key, number)
 
         def one(carry, s):
-            log_total, means = carry
+            largest, total, means = carry
             z = sample(posterior, jax.random.fold_in(key_batch, s), 1)[0]
             terms = model.weigh(params, z, posterior, batch)
             terms = jax.tree.map(lambda value: value[None], terms)
@@ -115,29 +115,27 @@ def _cell_bounds(
             means = jax.tree.map(
                 lambda mean, new: mean + (new - mean) / (s + 1),
                 means,
-                tuple(elbo_parts(terms)),
+                elbo_parts(terms),
             )
-            return (
-                jnp.logaddexp(log_total, importance_weighted_bound(terms)),
-                means,
-            ), None
+            # log sum_s w_s as largest + log(total): a sum kept as its logarithm, of
+            # thousands of nats, would not feel one weight among hundreds
+            log_weight = importance_weighted_bound(terms)
+            new = jnp.maximum(largest, log_weight)
+            total = total * jnp.exp(largest - new) + jnp.exp(log_weight - new)
+            return (new, total, means), None
 
         zeros = jnp.zeros(position[0].shape)
-        (log_total, means), _ = jax.lax.scan(
-            one, (zeros - jnp.inf, (zeros,) * 3), jnp.arange(n_samples)
-        )
-        log_px, kl_z, kl_y = means
+        start = (zeros + jnp.finfo(zeros).min, zeros, Parts(zeros, zeros, zeros))
+        (largest, total, means), _ = jax.lax.scan(one, start, jnp.arange(n_samples))
         r = jnp.ones((*zeros.shape, 1))
         if model.assign is not None:
             r = model.assign(params, posterior)
         figures = CellBounds(
             latent=posterior.mean(),
-            elbo=log_px - kl_z - kl_y,
-            importance_weighted_bound=log_total - jnp.log(n_samples),
-            log_likelihood=log_px,
-            kl_z=kl_z,
-            kl_y=kl_y,
+            elbo=means.elbo,
+            importance_weighted_bound=largest + jnp.log(total / n_samples),
             probabilities=r,
+            **means._asdict(),
         )
         return number + 1, figures
 
@@ -161,10 +159,11 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
     names = np.asarray(adata.obs_names, dtype=str)
     known = dict(zip(fitted.cells.tolist(), fitted.split.tolist(), strict=True))
     n_known = sum(name in known for name in names.tolist())
-    if n_known and np.array_equal(names, np.arange(len(names)).astype(str)):
+    # as anndata names them by default, some of them left out perhaps
+    if n_known and all(name.isdecimal() for name in names.tolist()):
         warnings.warn(
-            f"cells are named 0, 1, 2 and so on, and by that alone {n_known} of them "
-            "are taken for cells of the fit: if they are not, set adata.obs_names",
+            f"cells are named by numbers, and by that alone {n_known} of them are "
+            "taken for cells of the fit: if they are not, set adata.obs_names",
             InputWarning,
             stacklevel=3,
         )
@@ -182,8 +181,8 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
             return np.array(said, dtype=str)
         raise InputError(
             "found names of cells that repeat, expected unique ones to tell training "
-            "cells from new ones, call adata.obs_names_make_unique(), for names of the "
-            "fit before it"
+            "cells from new ones, rename those that are not of the fit (where its own "
+            "repeat, call adata.obs_names_make_unique() and fit again)"
         )
     found = [known.get(name, part) for name, part in zip(names, said, strict=True)]
     return np.array(found, dtype=str)
@@ -237,19 +236,6 @@ def prepare_as(
             stacklevel=3,
         )
     return data
-
-
-def conditions_on_total(config: ModelConfig) -> bool:
-    """Whether a bound is one given the total of a cell, as that of a library mean is.
-
-    Args:
-        config: whose likelihood is a named one.
-
-    Returns:
-        Whether it is; binary and real data have no total.
-    """
-    counted = named_likelihood(config).is_of_counts
-    return counted and config.likelihood_options.get("mean", "library") == "library"
 
 
 def evaluate(
@@ -346,11 +332,6 @@ def evaluate(
             scored = kmeans(figures.latent[known], n_labels, seed)
         result |= label_scores(scored, names, score_key) | {"oracle_k": not n_clusters}
     return result
-
-
-def clusters_used(codes: np.ndarray) -> int:
-    """How many clusters have at least 1 % of the cells; `codes` [n] are theirs."""
-    return int((np.bincount(codes) / len(codes) >= ALIVE).sum())
 
 
 def part_of(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:

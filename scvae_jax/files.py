@@ -7,6 +7,27 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from scvae_jax.checks import expect
+
+
+def expect_writable(path: Path) -> None:
+    """Refuse a path in a place that cannot be written to, before any work is done.
+
+    Args:
+        path: of what is to be written; folders above it may be absent.
+
+    Raises:
+        InputError: if the folder that is there is none, or may not be written to.
+    """
+    # the root has no folder above it
+    above = next((p for p in path.absolute().parents if p.exists()), path)
+    expect(
+        above.is_dir() and os.access(above, os.W_OK),
+        f"that {above} is not a folder that can be written to",
+        f"one for {path.name}",
+        "choose another path",
+    )
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:

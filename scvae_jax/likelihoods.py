@@ -66,10 +66,12 @@ class Likelihood(NamedTuple):
         name: the name under which it is reported.
         heads: what the decoder computes.
         free: parameters learned beside the weights, exempt from weight decay.
-        link: (heads, free, covariates) -> params.
+        link: (heads, free, covariates) -> params. A param that has a head's name has
+            its trailing shape too; those of other names have no trailing axes.
         log_prob: (x, params) -> nats, elementwise; not differentiable in x.
-        log_prob_zero: params -> log p(0), without special functions; None where the
-            data has no zeros to speak of, and sums are then taken in dense form.
+        log_prob_zero: params -> log p(0), the same as log_prob(0, params), without
+            special functions; None where the data has no zeros to speak of, and sums
+            are then taken in dense form.
         mean: params -> E[x].
         variance: params -> Var[x].
         sample: (key, params) -> x.
@@ -246,7 +248,8 @@ def _softplus_excess(d: Array) -> Array:
     """softplus(d) - sigmoid(d), which are close where d is low."""
     if d.dtype != jnp.float32:
         return -_lmx(-jax.nn.sigmoid(d), -jax.nn.softplus(d))
-    e = jnp.exp(jnp.minimum(d, -d))
+    # not minimum(d, -d), whose slope at 0 is 0
+    e = jnp.exp(jnp.where(d > 0, -d, d))
     return _softplus_fit(e) + jnp.where(d > 0, d + (e - 1.0) / (e + 1.0), 0.0)
 
 
@@ -385,9 +388,14 @@ def _with_axes_of(value: Array, like: Array) -> Array:
 
 def _expect_of_cells(name: str, value: Array, of_genes: Array) -> None:
     """Refuse [B, 1] where [B] is meant, which would meet [B, G] as [B, B, G]."""
-    if jnp.ndim(value) > max(of_genes.ndim - 1, 1):
+    own, cells = jnp.shape(value), of_genes.shape[:-1]
+    if cells in ((), (1,)):
+        # means of all cells may meet one number for each
+        cells = own[:1]
+    sizes = zip(reversed(own), reversed(cells), strict=False)
+    if len(own) > len(cells) or any(size not in (1, n) for size, n in sizes):
         raise ValueError(
-            f"found {name} of shape {jnp.shape(value)} for means of shape "
+            f"found {name} of shape {own} for means of shape "
             f"{of_genes.shape}, expected one number for each cell, leave out the axis "
             "of genes"
         )
@@ -570,7 +578,7 @@ def zero_inflated(base: Likelihood) -> Likelihood:
 
     def sample(key: Array, p: Params) -> Array:
         key_base, key_zero = jax.random.split(key)
-        x = _sample_base(base, key_base, p, p["zero_logit"].shape)
+        x = _sample_base(base, key_base, p, Head("zero_logit"))
         pi = jnp.broadcast_to(jax.nn.sigmoid(p["zero_logit"]), x.shape)
         return jnp.where(jax.random.bernoulli(key_zero, pi), 0.0, x)
 
@@ -635,7 +643,7 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
 
     def sample(key: Array, p: Params) -> Array:
         key_base, key_class = jax.random.split(key)
-        x = _sample_base(base, key_base, p, p["class_logits"].shape[:-1])
+        x = _sample_base(base, key_base, p, Head("class_logits", (k_max + 1,)))
         k = jax.random.categorical(key_class, p["class_logits"], -1, x.shape)
         return jnp.where(k < k_max, k.astype(x.dtype), x + k_max)
 
@@ -652,15 +660,16 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
     )
 
 
-def _sample_base(base: Likelihood, key: Array, p: Params, shape: tuple) -> Array:
-    """Samples of `base` in the shape that its params and `shape` broadcast to."""
-    trailing = {head.name: head.shape for head in base.heads}
-    names = [*trailing, *(free.name for free in base.free if free.name not in trailing)]
-    for name in names:
-        own = jnp.shape(p[name])
-        shape = jnp.broadcast_shapes(
-            shape, own[: len(own) - len(trailing.get(name, ()))]
-        )
+def _sample_base(base: Likelihood, key: Array, p: Params, own: Head) -> Array:
+    """Samples of `base` in the shape that all params broadcast to, one's own too."""
+    trailing = {head.name: head.shape for head in (*base.heads, own)}
+
+    def of_cells(name: str) -> tuple[int, ...]:
+        shape = jnp.shape(p[name])
+        return shape[: len(shape) - len(trailing.get(name, ()))]
+
+    shape = jnp.broadcast_shapes(*map(of_cells, p))
+    names = [name for name in p if name != own.name]
     full = {n: jnp.broadcast_to(p[n], shape + trailing.get(n, ())) for n in names}
     return base.sample(key, full)
 
@@ -697,7 +706,7 @@ def bernoulli() -> Likelihood:
         variance=lambda p: jax.nn.sigmoid(p["logit"]) * jax.nn.sigmoid(-p["logit"]),
         sample=lambda key, p: jax.random.bernoulli(
             key, jax.nn.sigmoid(p["logit"])
-        ).astype(p["logit"].dtype),
+        ).astype(jnp.result_type(p["logit"], jnp.float32)),
         support="binary",
         start=lambda mean, n_obs: {
             "logit": jnp.log(mean + 0.5 / n_obs) - jnp.log(1.0 - mean + 0.5 / n_obs)

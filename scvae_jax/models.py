@@ -135,7 +135,8 @@ def vae(
         n_latent: L.
         hidden_sizes: widths of the encoder's hidden layers; the decoder mirrors them.
         n_categories: for each categorical covariate, how many values it has; the first
-            is the batch, which likelihoods may refer to.
+            is the batch, which likelihoods may refer to. Codes begin at 0, and a cell
+            with any other is decoded as one of no category.
         n_continuous: number of continuous covariates.
         layer_norm: LayerNorm after each hidden layer.
         thinning: largest share of a cell's counts hidden from the encoder in training.
@@ -149,12 +150,18 @@ def vae(
         The model.
 
     Raises:
-        ValueError: for another `precision`.
+        ValueError: for another `precision`, or modalities that share a name.
 
     References:
         Kingma & Welling 2014; for counts Gronbech et al. 2020 and Lopez et al. 2018.
     """
     modalities = tuple(modalities)
+    names = [m.name for m in modalities]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"found modalities named {', '.join(names)}, expected a name for each, "
+            "rename one"
+        )
     encoder = Encoder(n_latent, tuple(hidden_sizes), layer_norm, dropout_hidden)
     decoder = Decoder(
         tuple((m.n_features, m.likelihood.heads) for m in modalities),

@@ -55,7 +55,7 @@ class Terms(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Parts of the ELBO, [B] each: elbo = log_likelihood - kl_z - kl_y.
+    """Parts of the ELBO, [B] nats each: elbo = log_likelihood - kl_z - kl_y.
 
     Attributes:
         log_likelihood: E_q[log p(x|z)].
@@ -66,6 +66,11 @@ class Parts(NamedTuple):
     log_likelihood: Array
     kl_z: Array
     kl_y: Array
+
+    @property
+    def elbo(self) -> Array:
+        """The evidence lower bound, nats per cell."""
+        return self.log_likelihood - self.kl_z - self.kl_y
 
 
 def _with_clusters(terms: Terms) -> Terms:
@@ -165,23 +170,6 @@ def elbo_parts(terms: Terms, kl: str = "analytic") -> Parts:
     return Parts(
         expected(terms.log_px), expected(kl_z), expected(log_qy - terms.log_py)
     )
-
-
-def elbo_bound(terms: Terms, kl: str = "analytic") -> Array:
-    """The evidence lower bound E_q[log p(x|z)] - KL(q(y) || p(y)) - KL(q(z) || p(z)).
-
-    Args:
-        terms: of S samples, over which log p(x|z) is averaged.
-        kl: as in `elbo_parts`.
-
-    Returns:
-        [B] nats per cell.
-
-    Raises:
-        ValueError: for another `kl`.
-    """
-    parts = elbo_parts(terms, kl)
-    return parts.log_likelihood - parts.kl_z - parts.kl_y
 
 
 def importance_weighted_bound(terms: Terms) -> Array:

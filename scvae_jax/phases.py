@@ -19,9 +19,9 @@ import optax
 from scvae_jax import batches, clusters
 from scvae_jax.batches import CellData
 from scvae_jax.checks import InputError
+from scvae_jax.compiling import ahead
 from scvae_jax.config import TrainConfig
 from scvae_jax.epochs import (
-    ALIVE,
     Orders,
     Setup,
     first_best,
@@ -177,18 +177,27 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             lambda key: init_train_state(model, optimizer, key, profiles), keys
         )
 
-    fits = [Course(config) for _ in plan.seeds]
+    rates = np.broadcast_to(
+        plan.settings.get("learning_rate", config.learning_rate), len(plan.seeds)
+    )
+    fits = [
+        Course(config.patience, None if plan.optimizer else float(rate))
+        for rate in rates
+    ]
     seconds = compile_seconds = 0.0
     phases = phases_of(model, config, epochs, steps_per_epoch)
+    # of one fit: that each is the same alone and among others
+    n_entries = float(epochs * n_train * model.modalities[0].n_features)
+    n_entries *= config.n_samples
     # two at a time, so that those of the first phase are ready first
     with ThreadPoolExecutor(2) as pool, progress_bar(progress, epochs) as report:
         started = time.perf_counter()
-        first = _ahead(pool, first_states.lower(keys, plan.profiles))
+        first = ahead(pool, first_states.lower(keys, plan.profiles), 0)
         shapes = jax.eval_shape(first_states, keys, plan.profiles)
         arguments = (shapes, _positions(orders, 1), settings, in_order, slots)
         programs = [
             [
-                _ahead(pool, lowered)
+                ahead(pool, lowered, n_entries)
                 for lowered in _lowered(
                     plan, _setup_of(plan, phases, phase, steps_per_epoch), *arguments
                 )
@@ -253,16 +262,6 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
 def _positions(orders: Sequence[Orders], number: int) -> tuple[np.ndarray, ...]:
     """Cells and weights [n_fits, n_batches, B] of an epoch."""
     return tuple(map(np.stack, zip(*(order(number) for order in orders), strict=True)))
-
-
-def _ahead(pool: ThreadPoolExecutor, lowered: jax.stages.Lowered) -> Callable:
-    """How to get a compiled program, on a CPU compiled while other things go on.
-
-    Compilers for accelerators time kernels on the device, which should then be idle.
-    """
-    if jax.default_backend() == "cpu":
-        return pool.submit(lowered.compile).result
-    return lowered.compile
 
 
 def _setup_of(
@@ -389,7 +388,7 @@ def _result(
         sizes = np.bincount(codes, minlength=model.n_clusters)
         summary |= {
             "n_clusters": model.n_clusters,
-            "clusters_used": int((sizes >= ALIVE * sizes.sum()).sum()),
+            "clusters_used": clusters.clusters_used(codes),
             "cluster_sizes": sizes.tolist(),
         }
         result = Result(params, fit.history, summary, codes)

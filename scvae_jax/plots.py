@@ -47,11 +47,10 @@ def latent_space(
             f"found no {', '.join([basis] * (basis not in adata.obsm) + absent)}, "
             "expected fields of obsm and obs, call sv.apply first"
         )
-    figure = _figure(6.4 * max(1, len(colors)), 4.6)
+    n_panels = max(1, len(colors))
+    figure = _figure(6.4 * n_panels, 4.6)
     latent = np.asarray(adata.obsm[basis])
     points = _umap(latent, seed) if method == "umap" else _pca(latent)
-
-    n_panels = max(1, len(colors))
     size = float(np.clip(12_000 / len(points), 1, 14))
     for i in range(n_panels):
         axes = figure.add_subplot(1, n_panels, i + 1)
@@ -60,8 +59,7 @@ def latent_space(
         name = "UMAP" if method == "umap" else "PC"
         axes.set(xlabel=f"{name} 1", ylabel=f"{name} 2", title=key or basis)
         axes.set(xticks=[], yticks=[])
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(path), dpi=130)
+    _save(figure, path)
 
 
 def cluster_sweep(table: Any, path: str | Path) -> None:
@@ -87,10 +85,9 @@ def cluster_sweep(table: Any, path: str | Path) -> None:
     stability.set(ylabel="stability (ARI\nbetween seeds)", ylim=(-0.05, 1.05))
     stability.set(xlabel="number of clusters K", xticks=list(k))
     for axes in (bound, stability):
-        axes.spines[["top", "right"]].set_visible(False)
         for number in k[table["recommended"]]:
             axes.axvline(number, color="0.8", zorder=0)
-    figure.savefig(Path(path), dpi=130)
+    _save(figure, path)
 
 
 def differences(ranks: Any, path: str | Path) -> None:
@@ -121,9 +118,8 @@ def differences(ranks: Any, path: str | Path) -> None:
         axes.set(yticks=place, yticklabels=rows["likelihood"] + ", " + rows["model"])
         axes.set(ylim=(len(rows) - 0.5, -0.5), title=f"{data} ({kind})")
         axes.set(xlabel=f"nats per cell above {rows['reference'].iloc[0]}")
-        axes.spines[["top", "right"]].set_visible(False)
     # titles and labels may be wider than the axes
-    figure.savefig(Path(path), dpi=130, bbox_inches="tight")
+    _save(figure, path, bbox_inches="tight")
 
 
 def bounds_and_clusters(table: Any, path: str | Path) -> None:
@@ -160,8 +156,7 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
         lowest = min(0.0, float(rows[score].min()))
         axes.set(title=f"{data} ({kind})", ylim=(lowest - 0.05, 1.05))
         axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(path), dpi=130)
+    _save(figure, path)
 
 
 def _width_of_names(table: Any) -> float:
@@ -212,11 +207,9 @@ def calibration(found: Mapping[str, Any], path: str | Path) -> None:
     totals.set(title="total of the hidden half, cells")
     transform.set(xlabel="probability integral transform", ylabel="density")
     transform.set(title="calibration", ylim=(0.0, None))
-    for axes in (zeros, variance, totals, transform):
-        axes.spines[["top", "right"]].set_visible(False)
     variance.legend(frameon=False, fontsize=8, markerscale=3)
     transform.legend(frameon=False, fontsize=8, loc="lower center")
-    figure.savefig(Path(path), dpi=130)
+    _save(figure, path)
 
 
 def expect_matplotlib() -> None:
@@ -230,6 +223,12 @@ def expect_matplotlib() -> None:
             "found no matplotlib, expected it for pictures, "
             "pip install 'scvae_jax[analysis]'"
         )
+
+
+def _save(figure: Any, path: str | Path, **options: Any) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(path), dpi=130, **options)
 
 
 def _figure(width: float, height: float) -> Any:

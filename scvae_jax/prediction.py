@@ -5,11 +5,9 @@
 The genes of each cell are split in two at random, so that every count is predicted once
 and was never seen by the encoder. What the encoder is given keeps the sums of its first
 layer: hiding half of its inputs log1p(x) is a dropout mask of rate 1/2, so the others
-are doubled. (On two sets of blood cells no factor from 1 to 2.5 is better or worse by
-more than 0.1 nats a cell, whether the encoder has learned under dropout or from thinned
-cells, LayerNorm after that layer taking most of it out.) The decoder is given the depth
-of the whole cell, as in training: a library mean predicts how a known total is shared
-out.
+are doubled (LayerNorm after that layer takes most of a factor out). The decoder is
+given the depth of the whole cell, as in training: a library mean predicts how a known
+total is shared out.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,22 @@
 """What the command line prints of its results: tables, or JSON."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
+
+FORMATS = {
+    "data": "{}",
+    "likelihood": "{}",
+    "model": "{}",
+    "rank": "{:.0f}",
+    "comparable_bound": "{:.2f}",
+    "difference": "{:.2f}",
+    "low": "{:.2f}",
+    "high": "{:.2f}",
+    "share_explained": "{:.3f}",
+    "ari": "{:.3f}",
+    "stability": "{:.3f}",
+}
 
 
 def figures(found: dict[str, Any], as_json: bool) -> None:
@@ -14,16 +29,15 @@ def figures(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None)
-    for name, value in found.items():
-        text = f"{value:.4f}" if isinstance(value, float) else str(value)
-        # as Text, so that brackets in a path are not read as markup
-        table.add_row(name.replace("_", " "), Text(text))
-    Console(soft_wrap=True).print(table)
+    _aligned(
+        [
+            (
+                name.replace("_", " "),
+                f"{value:.4f}" if isinstance(value, float) else str(value),
+            )
+            for name, value in found.items()
+        ]
+    )
 
 
 def ranks(table: Any) -> None:
@@ -32,30 +46,22 @@ def ranks(table: Any) -> None:
     Args:
         table: `Comparison.ranks`.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    formats = {
-        "data": "{}",
-        "likelihood": "{}",
-        "model": "{}",
-        "rank": "{:.0f}",
-        "comparable_bound": "{:.2f}",
-        "difference": "{:.2f}",
-        "low": "{:.2f}",
-        "high": "{:.2f}",
-        "share_explained": "{:.3f}",
-        "ari": "{:.3f}",
-        "stability": "{:.3f}",
-    }
-    shown = [name for name in formats if table[name].notna().any()]
-    printed = Table(*(name.replace("_", " ") for name in shown), box=None)
+    shown = [name for name in FORMATS if table[name].notna().any()]
+    rows = [[name.replace("_", " ") for name in shown]]
     for row in table[shown].to_dict("records"):
         # None and not a number are what is not equal to itself, or nothing
-        cells = [
-            "" if value is None or value != value else formats[name].format(value)
-            for name, value in row.items()
-        ]
-        printed.add_row(*map(Text, cells))
-    Console(soft_wrap=True, width=160).print(printed)
+        rows.append(
+            [
+                "" if value is None or value != value else FORMATS[name].format(value)
+                for name, value in row.items()
+            ]
+        )
+    _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows whose columns stand below each other, however long they are."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from scvae_jax.config import TrainConfig
-
 # steps in a row with non-finite gradients after which training gives up
 MAX_SKIPPED_RUN = 25
 
@@ -14,8 +12,10 @@ MAX_SKIPPED_RUN = 25
 class Course:
     """How one fit has fared: its history, its best bound, and whether it goes on."""
 
-    def __init__(self, config: TrainConfig):
-        self.config = config
+    def __init__(self, patience: int, learning_rate: float | None):
+        self.patience = patience
+        # for messages; an optimizer of one's own has its own
+        self.rate = "" if learning_rate is None else f" (it was {learning_rate:g})"
         self.history: list[dict[str, Any]] = []
         self.error: FloatingPointError | None = None
         self.start_phase(0)
@@ -41,9 +41,8 @@ class Course:
         if skipped_run >= MAX_SKIPPED_RUN:
             self.fail(
                 f"found {skipped_run} steps in a row with non-finite gradients, "
-                "expected finite ones, lower learning_rate (it was "
-                f"{self.config.learning_rate}), use a library mean, or look for "
-                "extreme counts"
+                f"expected finite ones, lower the learning rate{self.rate}, use a "
+                "library mean, or look for extreme counts"
             )
             return
         self.history.append(
@@ -53,7 +52,7 @@ class Course:
             self.best_epoch, self.best_bound = number, figures["validation_bound"]
         # patience begins when the KL weight has risen
         self.waited = 0 if better or not risen else self.waited + 1
-        if self.waited >= self.config.patience:
+        if self.waited >= self.patience:
             self.active = False
 
     def end_phase(self) -> None:
@@ -61,8 +60,7 @@ class Course:
         if self.error is None and not np.isfinite(self.best_bound):
             self.fail(
                 "found no finite validation bound in any epoch, expected one, lower "
-                f"learning_rate (it was {self.config.learning_rate}) or look for "
-                "extreme counts"
+                f"the learning rate{self.rate} or look for extreme counts"
             )
 
     def fail(self, message: str) -> None:

@@ -7,7 +7,7 @@ import scipy.sparse
 
 from scvae_jax import batches
 from scvae_jax.batches import CellData
-from scvae_jax.checks import InputError, InputWarning, listing
+from scvae_jax.checks import InputError, InputWarning, expect, listing
 from scvae_jax.config import TrainConfig
 from scvae_jax.counts import CountData, random_split
 
@@ -26,10 +26,20 @@ def split_cells(
         [n] train, validation or test.
 
     Raises:
-        InputError: without training or without validation cells.
+        InputError: without training or without validation cells, and for a fraction
+            that a given split has no use for.
     """
-    split = data.split
-    if split is None:
+    split, default = data.split, TrainConfig()
+    if split is not None:
+        for name in ("validation_fraction", "test_fraction"):
+            expect(
+                getattr(train_config, name) == getattr(default, name),
+                f"{name}={getattr(train_config, name)} beside obs column "
+                f"{split_key!r}, which says what each cell is for",
+                "one of both",
+                "leave one out",
+            )
+    else:
         split = random_split(
             len(data.cells),
             train_config.validation_fraction,

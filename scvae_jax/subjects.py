@@ -17,7 +17,6 @@ from scvae_jax.config import (
     ModelConfig,
     TrainConfig,
     parse_options,
-    to_json,
 )
 from scvae_jax.counts import CountData, column_of, prepare
 from scvae_jax.ranking import Row
@@ -183,7 +182,7 @@ def settings_of(
     Raises:
         InputError: if a data set is there twice.
     """
-    of_model, of_train = to_json(config), to_json(train_config)
+    of_model, of_train = dataclasses.asdict(config), dataclasses.asdict(train_config)
     # the axes of the table are no settings
     for name in ("model", "likelihood", "likelihood_options"):
         del of_model[name]
@@ -195,7 +194,7 @@ def settings_of(
         "model": of_model,
         "train": of_train,
         "recipes": RECIPES,
-        "source": to_json(data_config),
+        "source": dataclasses.asdict(data_config),
     }
     return json.loads(json.dumps(settings))
 

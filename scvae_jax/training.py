@@ -13,8 +13,20 @@ import numpy as np
 import optax
 
 from scvae_jax import checkpoints, phases
-from scvae_jax.building import from_config, named_likelihood
-from scvae_jax.checks import InputError, InputWarning, check_count, listing, plain
+from scvae_jax.building import (
+    conditions_on_total,
+    expect_one_log_prob_of_zero,
+    from_config,
+    named_likelihood,
+)
+from scvae_jax.checks import (
+    InputError,
+    InputWarning,
+    check_count,
+    expect,
+    listing,
+    plain,
+)
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, completed
 from scvae_jax.counts import prepare
 from scvae_jax.likelihoods import Likelihood
@@ -164,9 +176,16 @@ def fit_many(
     config = completed(config, config.model)
     train_config = completed(train_config or TrainConfig(), config.model)
     _expect_in_use(settings or {}, optimizer, kl_weight)
-    configs = _configs(config, train_config, plain(seeds), settings or {})
     own_likelihood = likelihood is not None
     likelihood = likelihood or named_likelihood(config)
+    expect(
+        own_likelihood or size_factor_key is None or conditions_on_total(config),
+        f"size_factor_key={size_factor_key!r} for a likelihood that does not read the "
+        "depth of a cell",
+        "it with a library mean of counts",
+        "leave it out",
+    )
+    configs = _configs(config, train_config, plain(seeds), settings or {})
     data_config = DataConfig(
         layer, batch_key, size_factor_key, genes, split_key, fractional
     )
@@ -178,6 +197,8 @@ def fit_many(
         data_config = dataclasses.replace(data_config, size_factor_scale=scale)
         data = data._replace(depth=data.depth * np.float32(scale))
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
+    if own_likelihood:
+        expect_one_log_prob_of_zero(likelihood, **sizes)
 
     def build(chosen: dict[str, Array]) -> Model:
         of_model = {name: chosen[name] for name in MODEL_SETTINGS if name in chosen}
@@ -313,10 +334,11 @@ def _configs(
     known = (*MODEL_SETTINGS, *TRAIN_SETTINGS)
     odd = [name for name in settings if name not in known]
     lists = [np.ndim(v) == 1 and np.size(v) > 0 for v in (seeds, *settings.values())]
-    if odd or not all(lists):
+    numbers = [np.asarray(v).dtype.kind in "fiu" for v in settings.values()]
+    if odd or not all(lists + numbers):
         raise InputError(
-            f"found settings {listing(settings)} and seeds={seeds!r}, expected a list "
-            f"of seeds and lists of values for any of {listing(known, 20)}, change them"
+            f"found settings {settings!r} and seeds={seeds!r}, expected a list of "
+            f"seeds and lists of numbers for any of {listing(known, 20)}, change them"
         )
     for seed in seeds:
         check_count("seed", seed, 0, 2**32 - 1)

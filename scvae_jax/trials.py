@@ -9,17 +9,13 @@ import anndata
 import numpy as np
 
 from scvae_jax.baselines import null_log_prob, totals_log_prob
-from scvae_jax.building import named_likelihood
+from scvae_jax.building import conditions_on_total, named_likelihood
 from scvae_jax.checkpoints import Fitted, versions
 from scvae_jax.checks import InputWarning
+from scvae_jax.clusters import clusters_used
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
 from scvae_jax.counts import CountData
-from scvae_jax.evaluation import (
-    CellBounds,
-    cell_bounds,
-    clusters_used,
-    conditions_on_total,
-)
+from scvae_jax.evaluation import CellBounds, cell_bounds
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.ranking import Fit, Row
 from scvae_jax.scores import kmeans, label_scores

@@ -102,7 +102,10 @@ def test_the_settings_that_are_written(applied, fitted):
         config = getattr(fitted, name.removeprefix("model_"))
         assert from_json(type(config), json.loads(settings[name])) == config
     assert settings["n_samples"] == analysis.N_SAMPLES
+    # those of the fit, which may be older
+    assert settings["versions"] == fitted.versions
     assert settings["versions"]["jax"] == jax.__version__
+    assert settings["split_seed"] == fitted.summary["split_seed"] == 0
     assert json.loads(json.dumps(settings)) == settings
 
 
@@ -429,7 +432,7 @@ def test_names_that_repeat_cannot_tell_cells_apart(small, fitted, quick):
     with pytest.raises(
         InputError,
         match="found names of cells that repeat, expected unique ones to tell training "
-        "cells from new ones, call adata.obs_names_make_unique",
+        "cells from new ones, rename those that are not of the fit",
     ):
         sv.apply(adata, fitted)
     assert fields(adata) == before

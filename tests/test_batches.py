@@ -239,6 +239,21 @@ def test_one_cell_of_many_genes_among_small_ones_is_not_padded_to():
     assert cells.gene.size < x.nnz + batches.ROW * 500
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"depth": np.ones((2, 1))}, r"found depth of shape \(2, 1\), expected \[B\],"),
+        (
+            {"categorical": np.array([0, 1])},
+            r"found categorical of shape \(2,\), expected \[B, n_keys\], change its",
+        ),
+    ],
+)
+def test_dense_batch_of_other_axes(given, message):
+    with pytest.raises(ValueError, match=message):
+        batches.dense_batch(np.ones((2, 3)), **given)
+
+
 def test_dense_batch():
     x = np.array([[0, 0, 0], [1, 0, 2]])
     batch = batches.dense_batch(x)

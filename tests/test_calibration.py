@@ -550,7 +550,10 @@ def test_fractions_have_no_distribution_function(truth, models):
     adata.X = adata.X * 0.5
     model = models["poisson"]
     config = dataclasses.replace(model.data_config, fractional="allow")
-    with pytest.raises(InputError, match="found fractional counts, expected whole"):
+    with (
+        pytest.warns(InputWarning, match="are fractional and are taken as they are"),
+        pytest.raises(InputError, match="found fractional counts, expected whole"),
+    ):
         sv.calibrate(adata, dataclasses.replace(model, data_config=config))
 
 

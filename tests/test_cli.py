@@ -14,6 +14,7 @@ from typing import NamedTuple
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 import scvae_jax as sv
@@ -26,6 +27,7 @@ from scvae_jax import (
     phases,
     plots,
     printing,
+    process,
     training,
 )
 from scvae_jax.checks import InputWarning
@@ -189,7 +191,7 @@ def test_kernels_are_chosen_by_rule_unless_told(
 ):
     monkeypatch.setenv("XLA_FLAGS", given)
     modules = [SimpleNamespace(name="numpy"), SimpleNamespace(name=plugin)]
-    monkeypatch.setattr(cli.pkgutil, "iter_modules", lambda: modules)
+    monkeypatch.setattr(process.pkgutil, "iter_modules", lambda: modules)
     then = given if then is None else then
     assert command("--help").code == 0
     assert os.environ["XLA_FLAGS"] == then
@@ -556,6 +558,14 @@ TRAIN = [
     ("train cells --batch-key nope", "cell_type, batch, depth"),
     ("train cells --size-factor-key nope", "obs column 'nope' for the size factor"),
     ("train cells --split-key nope", "obs column 'nope' for the split"),
+    (
+        "train splits --split-key no_train --test-fraction 0.2",
+        "found test_fraction=0.2 beside obs column 'no_train', which says what each ce",
+    ),
+    (
+        "train cells --size-factor-key depth --likelihood-option mean=free",
+        "found size_factor_key='depth' for a likelihood that does not read the depth",
+    ),
     ("train cells --genes nope", "no var column 'nope' for the genes, expected one of"),
     ("train cells --genes dispersion", "var column 'dispersion' of type float64"),
     ("train gaps --batch-key donor", "60 cells without a value in obs column 'donor'"),
@@ -637,7 +647,7 @@ LATER = [
     ("apply RUN other_genes --out new.h5ad", "found none of the model's 40 genes"),
     ("apply RUN other_batch --out new.h5ad", "model has not seen (batch_9), expecte"),
     ("apply RUN cells_twice --out new.h5ad", "found names of cells that repeat, exp"),
-    ("apply RUN cells --out taken", "found taken there already"),
+    ("apply RUN cells --out taken", "found a folder at taken, expected a new file"),
     ("apply RUN cells --out taken/notes.txt", "found taken/notes.txt there already"),
     ("apply RUN negative --out taken/notes.txt --overwrite", "found 1 negative value"),
     ("apply RUN cells --out new.h5ad --missing-genes x", "found missing_genes='x'"),
@@ -737,28 +747,25 @@ def quick_apply(monkeypatch):
     monkeypatch.setattr(analysis, "apply", apply)
 
 
-@pytest.mark.parametrize("line", ["apply RUN cells --out cells/new.h5ad"])
-def test_a_place_that_cannot_be_written(command, folder, run, line, quick_apply):
-    before = listing(folder)
+@pytest.mark.parametrize(
+    "line", ["train cells --out cells/run", "apply RUN cells --out cells/new.h5ad"]
+)
+def test_a_place_to_write_to_is_looked_at_before_the_work(
+    command, folder, run, line, monkeypatch
+):
+    work, before = [], listing(folder)
+
+    def begin(*arguments, **keywords):
+        work.append(arguments)
+        raise sv.InputError("found work, expected none, stop")
+
+    monkeypatch.setattr(training, "fit_many", begin)
+    monkeypatch.setattr(analysis, "apply", begin)
     done = command(*line.replace("RUN", str(run)).split())
     assert done.code == 2
-    assert_one_line(done.err, "cannot be written or read")
+    assert_one_line(done.err, "cells is not a folder that can be written to")
+    assert work == []
     assert listing(folder) == before
-
-
-@pytest.mark.parametrize("line", ["train cells --out cells/run"])
-def test_a_place_for_the_run_is_looked_at_before_training(
-    command, folder, line, monkeypatch
-):
-    fits = []
-
-    def fit(*arguments, **keywords):
-        fits.append(arguments)
-        raise sv.InputError("found training, expected none, stop")
-
-    monkeypatch.setattr(training, "fit_many", fit)
-    assert command(*line.split()).code == 2
-    assert fits == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -835,6 +842,16 @@ def test_an_interruption_is_said_in_one_line(command, data, monkeypatch):
 def test_brackets_in_a_path_are_printed(capsys, name):
     printing.figures({"run": name}, as_json=False)
     assert name in capsys.readouterr().out
+
+
+def test_what_is_long_is_printed_whole(capsys):
+    path = "/".join(["a_folder"] * 30)
+    printing.figures({"run": path}, as_json=False)
+    assert capsys.readouterr().out == f"run  {path}\n"
+    row = dict.fromkeys(printing.FORMATS) | {"likelihood": "family:" * 30, "rank": 1.0}
+    printing.ranks(pd.DataFrame([row]))
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert words == [["likelihood", "rank"], ["family:" * 30, "1"]]
 
 
 def test_a_failed_training_says_what_to_change(command, data, tmp_path, monkeypatch):

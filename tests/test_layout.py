@@ -14,6 +14,7 @@ PACKAGE = Path(scvae_jax.__file__).parent
 ORDER = (
     "__init__",
     "cli",
+    "process",
     "printing",
     "comparison",
     "subjects",
@@ -34,6 +35,7 @@ ORDER = (
     "progress",
     "epochs",
     "steps",
+    "compiling",
     "checkpoints",
     "placing",
     "clusters",

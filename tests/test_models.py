@@ -446,6 +446,12 @@ def test_covariates_that_are_too_few():
         model.terms(model.init(KEY), KEY, batch, 1)
 
 
+def test_two_modalities_of_one_name():
+    one = models.Modality("rna", 6, likelihoods.poisson())
+    with pytest.raises(ValueError, match="found modalities named rna, rna, expected a"):
+        models.vae([one, one])
+
+
 def test_a_loss_of_ones_own_meets_z_itself():
     model = models.vae(
         [models.Modality("rna", 6, likelihoods.poisson())],

@@ -417,8 +417,10 @@ def test_dead_clusters_are_reported(types):
         ({"seeds": (-1,)}, "found seed=-1, expected a whole number"),
         (
             {"settings": {"n_latent": [2]}},
-            r"settings n_latent and seeds=\(0, 1\)",
+            r"settings {'n_latent': \[2\]} and seeds=\(0, 1\)",
         ),
+        ({"settings": {"dropout_input": [None, 0.3]}}, "and lists of numbers for any"),
+        ({"settings": {"learning_rate": ["fast"]}}, "and lists of numbers for any of"),
         ({"settings": {"learning_rate": []}}, "expected a list of seeds and lists of"),
         ({"settings": {"learning_rate": 0.1}}, "expected a list of seeds and lists of"),
         ({"settings": {"dropout_input": [1.5]}}, "found dropout_input=1.5, expected"),

@@ -23,6 +23,7 @@ from scvae_jax import (
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig, TrainConfig
 from scvae_jax.counts import prepare
+from scvae_jax.progress import Course
 
 SMALL = sv.ModelConfig(n_latent=3, hidden_sizes=(16,))
 
@@ -183,8 +184,25 @@ def broken():
     )
 
 
+def test_a_likelihood_with_two_probabilities_of_zero(small):
+    """Where one was replaced and the other left."""
+    poisson = likelihoods.poisson()
+    tempered = poisson._replace(log_prob=lambda x, p: 0.5 * poisson.log_prob(x, p))
+    with pytest.raises(InputError, match="found log_prob_zero of poisson to differ"):
+        fit(small, likelihood=tempered, epochs=1)
+
+
+@pytest.mark.parametrize(("rate", "said"), [(9.0, r" \(it was 9\)"), (None, "")])
+def test_advice_names_the_rate_of_the_fit(rate, said):
+    """Which of many fits may be another than the configuration's."""
+    course = Course(40, rate)
+    course.end_phase()
+    with pytest.raises(FloatingPointError, match=f"lower the learning rate{said} or"):
+        raise course.error
+
+
 def test_a_run_of_non_finite_steps_ends_with_advice(small):
-    with pytest.raises(FloatingPointError, match="non-finite.*lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="non-finite.*lower the learning r"):
         fit(small, likelihood=broken(), epochs=20)
 
 
@@ -304,8 +322,8 @@ def test_any_optimizer_and_schedule(small):
         ({"kl_weight": 0.0}, r"found kl_weight=0.0, expected an optax schedule"),
         ({"kl_weight": 0.5}, r"a number, after a warm-up, is TrainConfig\(kl_weight="),
         ({"optimizer": 1e-3}, "found optimizer=0.001, expected a GradientTransf"),
-        ({"settings": {"learning_rate": 1e-3}}, "expected .* lists of values for any"),
-        ({"settings": {"thinning": ()}}, "expected .* lists of values for any"),
+        ({"settings": {"learning_rate": 1e-3}}, "expected .* lists of numbers for any"),
+        ({"settings": {"thinning": ()}}, "expected .* lists of numbers for any"),
     ],
 )
 def test_other_kinds_of_arguments_are_refused(small, options, message):

@@ -1,0 +1,55 @@
+"""What the experiments share: agreement with labels, spread over seeds, their JSON."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+import scvae_jax as sv
+from scvae_jax.checkpoints import versions
+
+
+def agreement(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Adjusted Rand index and normalised mutual information with labels."""
+    return {
+        "ari": float(adjusted_rand_score(labels, codes)),
+        "nmi": float(normalized_mutual_info_score(labels, codes)),
+    }
+
+
+def spread(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and minimum over seeds of each figure."""
+    return {
+        name: {
+            "mean": float(np.mean([row[name] for row in rows])),
+            "sd": float(np.std([row[name] for row in rows], ddof=1)),
+            "min": float(np.min([row[name] for row in rows])),
+        }
+        for name in rows[0]
+    }
+
+
+def fits_of(fitted: sv.Fitted) -> list[sv.Fitted]:
+    """The fits of one program, in the order of their seeds."""
+    return sorted((fitted, *fitted.alternatives), key=lambda f: f.train_config.seed)
+
+
+def written(out: Path) -> list[dict]:
+    """The rows that are there already."""
+    return json.loads(out.read_text())["rows"] if out.exists() else []
+
+
+def add_row(out: Path, row: dict, place: Callable, **more: Any) -> None:
+    """Write a row beside the others, in their places, instead of one in its place."""
+    # read again: another run may have written rows meanwhile
+    kept = [other for other in written(out) if place(other) != place(row)]
+    known = versions() | {"python": platform.python_version()}
+    result = {"rows": sorted([*kept, row], key=place)}
+    result |= {"versions": known | more.pop("versions", {})}
+    result |= {"cores": len(os.sched_getaffinity(0))} | more
+    out.write_text(json.dumps(result, indent=1) + "\n")
