@@ -1,14 +1,17 @@
-"""Programs compiled ahead of their use, and soon where they do little."""
+"""Programs compiled ahead of their use, and with no more care than they repay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-# XLA for a CPU then takes two thirds of the time, for programs that take twice theirs
-SOON = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
-# entries (steps x cells x genes) of an epoch's program in all, up to which that pays:
-# a second is gained, and some 20 ns an entry lost
+# what more XLA for a CPU would do takes a tenth of the time and gains these programs
+# nothing: their steps are as fast, and their results the same
+ENOUGH = {"xla_backend_optimization_level": 1}
+# so compiling takes two thirds of the time, for steps that take up to twice theirs
+SOON = ENOUGH | {"xla_cpu_use_fusion_emitters": False}
+# entries (steps x cells x genes) up to which that pays: a second is gained, and some 20
+# ns an entry lost
 FEW = 5e7
 
 
@@ -29,14 +32,17 @@ def ahead(
     """
     if jax.default_backend() != "cpu":
         return lowered.compile
-    if n_entries > FEW:
-        return pool.submit(lowered.compile).result
-    return pool.submit(_soon, lowered).result
+    options = (SOON, ENOUGH) if n_entries <= FEW else (ENOUGH,)
+    return pool.submit(_compiled, lowered, options).result
 
 
-def _soon(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    try:
-        return lowered.compile(compiler_options=SOON)
-    except jax.errors.JaxRuntimeError:
-        # a version of XLA without such options
-        return lowered.compile()
+def _compiled(
+    lowered: jax.stages.Lowered, options: Sequence[dict]
+) -> jax.stages.Compiled:
+    """With the first of the options that this version of XLA has, or none."""
+    for some in options:
+        try:
+            return lowered.compile(compiler_options=some)
+        except jax.errors.JaxRuntimeError:
+            continue
+    return lowered.compile()

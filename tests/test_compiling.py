@@ -22,21 +22,37 @@ def test_the_program_is_the_same(lowered, n_entries):
     np.testing.assert_allclose(program(jnp.ones(3)), 3 * np.e, rtol=1e-6)
 
 
-def test_programs_that_do_little_are_compiled_soon(lowered, monkeypatch):
-    asked = []
+def test_some_version_of_xla_knows_the_options(lowered):
+    """That of this test the one for all programs, at least."""
+    assert lowered.compile(compiler_options=compiling.ENOUGH)
 
-    class Lowered:
-        def compile(self, compiler_options=None):
-            asked.append(compiler_options)
-            return lowered.compile(compiler_options=compiler_options)
 
+class Asked:
+    """A program that notes which options it is compiled with, and knows not the first."""
+
+    def __init__(self, lowered, n_unknown):
+        self.lowered, self.n_unknown, self.options = lowered, n_unknown, []
+
+    def compile(self, compiler_options=None):
+        self.options.append(compiler_options)
+        if len(self.options) <= self.n_unknown:
+            compiler_options = {"xla_nothing": True}
+        return self.lowered.compile(compiler_options=compiler_options)
+
+
+@pytest.mark.parametrize(
+    ("n_entries", "n_unknown", "expected"),
+    [
+        (0, 1, [compiling.SOON, compiling.ENOUGH]),
+        (0, 2, [compiling.SOON, compiling.ENOUGH, None]),
+        (2 * compiling.FEW, 0, [compiling.ENOUGH]),
+        (2 * compiling.FEW, 1, [compiling.ENOUGH, None]),
+    ],
+)
+def test_options_that_are_not_known_are_left_out(
+    lowered, n_entries, n_unknown, expected
+):
+    asked = Asked(lowered, n_unknown)
     with ThreadPoolExecutor(1) as pool:
-        compiling.ahead(pool, Lowered(), compiling.FEW)()
-        compiling.ahead(pool, Lowered(), 2 * compiling.FEW)()
-        # options that no version of XLA has
-        monkeypatch.setattr(compiling, "SOON", {"xla_nothing": True})
-        compiling.ahead(pool, Lowered(), 0)()
-    first, full, unknown, again = asked
-    assert first and "xla_cpu_use_fusion_emitters" in first
-    assert unknown == {"xla_nothing": True}
-    assert full is again is None
+        compiling.ahead(pool, asked, n_entries)()
+    assert asked.options == expected
