@@ -28,7 +28,7 @@ def test_some_version_of_xla_knows_the_options(lowered):
 
 
 class Asked:
-    """A program that notes which options it is compiled with, and knows not the first."""
+    """A program that notes its options, the first of which it does not know."""
 
     def __init__(self, lowered, n_unknown):
         self.lowered, self.n_unknown, self.options = lowered, n_unknown, []
