@@ -181,6 +181,8 @@ def timed(fits: list[dict]) -> dict:
         for tool in TOOLS
     }
     seeds = sorted(set.intersection(*map(set, seconds.values())))
+    if not seeds:
+        return {"timed_seeds": [], "seconds": None, "times_faster": None}
     medians = {
         tool: statistics.median(of_seed[seed] for seed in seeds)
         for tool, of_seed in seconds.items()
@@ -213,7 +215,7 @@ def main() -> None:
 
     timed_here = arguments.jobs == 1 and arguments.accelerator == "cpu"
 
-    def fit(place: tuple[int, str, str]) -> None:
+    def make(place: tuple[int, str, str]) -> None:
         seed, name, likelihood = place
         given = (arguments.data / f"{name}.h5ad", likelihood, seed, SETS[name])
         known = file_of("scvi", name, likelihood, seed).exists()
@@ -233,7 +235,7 @@ def main() -> None:
     # seeds first: an early end leaves all sets with some
     places = itertools.product(arguments.seeds, arguments.only, arguments.likelihoods)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(fit, places))
+        list(pool.map(make, places))
     old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     rows = {(row["set"], row["likelihood"]): row for row in old.get("rows", ())}
     fits = {tuple(fit[name] for name in NAMES): fit for fit in old.get("fits", ())}

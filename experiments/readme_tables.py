@@ -64,7 +64,9 @@ def against_peers(result: dict) -> Rows:
             difference += " ({:+.2f} to {:+.2f})".format(*row["interval"])
         bounds = [f"{row['bounds'][tool]:.2f}" for tool in ("scvae_jax", "scvi")]
         head = [row["set"], f"`{row['likelihood']}`", str(len(row["seeds"]))]
-        rows.append([*head, *bounds, difference, f"{row['times_faster']:.1f}"])
+        faster = row["times_faster"]
+        faster = "–" if faster is None else f"{faster:.1f}"
+        rows.append([*head, *bounds, difference, faster])
     return rows
 
 
