@@ -89,9 +89,20 @@ def answer_of(*command: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def commit() -> str | None:
+    """The commit that is measured, with "+" where code was changed since."""
+    git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True)
+    head = git(["git", "rev-parse", "--short", "HEAD"])
+    if head.returncode:
+        return None
+    changed = git(["git", "diff", "--quiet", "HEAD", "--", "*.py", "../*.py"])
+    return head.stdout.decode().strip() + "+" * bool(changed.returncode)
+
+
 def machine() -> dict:
     """What a result was measured with and on."""
     return {
+        "commit": commit(),
         "versions": versions() | {"python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),

@@ -122,7 +122,8 @@ def parts(n_genes: int, likelihood: str, repeats: int) -> dict:
 
             return jax.lax.scan(one, start, positions)[0]
 
-        return floor.Program(run, start, state.params, cells, positions)
+        arguments = start, state.params, cells, positions
+        return floor.Program(run, *arguments, compiled=floor.as_in_fits)
 
     zeros = jax.tree.map(lambda leaf: 0.0 * leaf, state.params)
     programs = {
