@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import jax
 import optax
 
-from scvae_jax import batches, datasets, selection
+from scvae_jax import batches, compiling, datasets, selection
 from scvae_jax.batches import Batch, CellData
 from scvae_jax.checkpoints import versions
 from scvae_jax.config import DataConfig
@@ -49,6 +51,12 @@ def first_state(model: Model, optimizer: optax.GradientTransformation) -> TrainS
     return init(jax.random.key(0))
 
 
+def as_in_fits(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiled as a fit of many steps compiles its programs."""
+    with ThreadPoolExecutor() as pool:
+        return compiling.ahead(pool, lowered, math.inf)()
+
+
 def epoch_of(step: Callable[[Any, Batch], Any], state: Any, stacked: Batch) -> Callable:
     """A compiled program of a step for each batch, ready to be called.
 
@@ -61,7 +69,8 @@ def epoch_of(step: Callable[[Any, Batch], Any], state: Any, stacked: Batch) -> C
     def epoch(state: Any, stacked: Batch) -> Any:
         return jax.lax.scan(lambda s, batch: (step(s, batch), None), state, stacked)[0]
 
-    return partial(jax.jit(epoch).lower(state, stacked).compile(), state, stacked)
+    compiled = as_in_fits(jax.jit(epoch).lower(state, stacked))
+    return partial(compiled, state, stacked)
 
 
 def seconds(functions: dict[str, Callable], repeats: int) -> dict[str, float]:

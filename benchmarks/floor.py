@@ -8,9 +8,7 @@ non-zero; several steps to a program on both sides, which take turns. Ours is co
 as fits are, and once more with all that XLA does by default; floors have all of it.
 """
 
-import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.sparse
-from common import N_STEPS, first_state, seconds, step_seconds
+from common import N_STEPS, as_in_fits, first_state, seconds, step_seconds
 
-from scvae_jax import batches, compiling, objectives, steps
+from scvae_jax import batches, objectives, steps
 from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.config import ModelConfig
 from scvae_jax.networks import matmul_of
@@ -34,12 +32,6 @@ def plain_config(**options: Any) -> ModelConfig:
     names = ("thinning", "dropout_input", "dropout_hidden", "dropout_decoder")
     rates = dict.fromkeys(names, 0.0)
     return ModelConfig(hidden_sizes=(128,), **rates, **options)
-
-
-def as_in_fits(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiled as a fit of many steps compiles its programs."""
-    with ThreadPoolExecutor() as pool:
-        return compiling.ahead(pool, lowered, math.inf)()
 
 
 class Program:

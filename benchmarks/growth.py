@@ -14,7 +14,7 @@ import floor
 import jax
 import numpy as np
 import scipy.sparse
-from common import N_STEPS, first_state, seconds
+from common import N_STEPS, as_in_fits, first_state, seconds
 
 from scvae_jax import batches, objectives, steps
 from scvae_jax.building import from_config, named_likelihood
@@ -123,7 +123,7 @@ def parts(n_genes: int, likelihood: str, repeats: int) -> dict:
             return jax.lax.scan(one, start, positions)[0]
 
         arguments = start, state.params, cells, positions
-        return floor.Program(run, *arguments, compiled=floor.as_in_fits)
+        return floor.Program(run, *arguments, compiled=as_in_fits)
 
     zeros = jax.tree.map(lambda leaf: 0.0 * leaf, state.params)
     programs = {
