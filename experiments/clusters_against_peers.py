@@ -10,9 +10,10 @@ train at their defaults on the same cells; components are those of all cells. Le
 works on 15 neighbours, its resolution bisected until there are K clusters, or as near
 as it gets; "best" is the best of a range of resolutions by the labels, which nobody
 has. Cells that were not trained on are then thinned to a half and a quarter of their
-counts: the share that keeps its cluster (for peers: the nearest centre of k-means), and
-the share of its 15 neighbours among all cells that each keeps. Fits that --work has are
-not made again.
+counts: the share that keeps its cluster (for peers and a VAE of ours, at its defaults:
+the nearest centre of k-means), and the share of its 15 neighbours among all cells that
+each keeps. Fits that --work has are not made again, and with --tools those of others
+stay as --out has them.
 """
 
 import argparse
@@ -67,9 +68,10 @@ def prepared(adata: anndata.AnnData) -> anndata.AnnData:
     return cells
 
 
-def of_mixture(cells: anndata.AnnData, k: int, options: dict, seed: int) -> dict:
-    """Latents and clusters of all cells, full and thinned, of a mixture."""
-    config = sv.ModelConfig(model="gmvae", n_clusters=k)
+def of_ours(
+    cells: anndata.AnnData, config: sv.ModelConfig, options: dict, seed: int
+) -> dict:
+    """Latents of all cells, full and thinned, and clusters of a mixture."""
     train = sv.TrainConfig(seed=seed)
     given = options | {"split_key": "split", "progress": False}
     fitted = sv.fit(cells, config, train, **given)
@@ -85,7 +87,8 @@ def of_mixture(cells: anndata.AnnData, k: int, options: dict, seed: int) -> dict
             n_samples=1,
         )
         found[name] = bounds.latent
-        found[f"{name}_codes"] = bounds.probabilities.argmax(axis=1)
+        if config.model == "gmvae":
+            found[f"{name}_codes"] = bounds.probabilities.argmax(axis=1)
     return found
 
 
@@ -211,11 +214,13 @@ def figures(fit: dict, labels: np.ndarray, held_out: np.ndarray) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--scvi", required=True, help="a Python that has scvi-tools")
+    parser.add_argument("--scvi", help="a Python that has scvi-tools")
     parser.add_argument("--work", type=Path, required=True, help="keeps each fit")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=SETS, choices=SETS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    every = readme_tables.TOOLS
+    parser.add_argument("--tools", nargs="*", default=list(every), choices=every)
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
     for name in arguments.only:
@@ -223,32 +228,41 @@ def main() -> None:
         adata, labels = read_set(arguments.data)
         cells = prepared(adata)
         held_out = np.flatnonzero((cells.obs["split"] != "train").to_numpy())
-        components = of_components(cells)
-        found = {tool: [] for tool in readme_tables.TOOLS}
-        for seed in arguments.seeds:
-            file = f"clusters.{{}}.{name.replace(', ', '.')}.{seed}.npz"
-            own = kept(
-                partial(of_mixture, cells, k, options, seed),
-                arguments.work / file.format("own"),
-            )
-            scvi = kept(
-                partial(of_scvi, arguments.scvi, cells, options, seed),
-                arguments.work / file.format("scvi"),
-            )
-            peer_versions = json.loads(str(scvi["versions"]))
-            found["own"].append(figures(own, labels, held_out))
-            for tool, fit in (("scvi", scvi), ("components", components)):
-                fit = with_codes(fit, k, seed)
-                found[tool].append(
-                    figures(fit, labels, held_out)
-                    | of_leiden(fit["latent"], labels, k, seed)
-                )
-            print(
-                name, seed, {t: found[t][-1] for t in readme_tables.TOOLS}, flush=True
-            )
+        made = {
+            "own": lambda seed, cells=cells, k=k, options=options: of_ours(
+                cells, sv.ModelConfig(model="gmvae", n_clusters=k), options, seed
+            ),
+            "vae": lambda seed, cells=cells, options=options: of_ours(
+                cells, sv.ModelConfig(), options, seed
+            ),
+            "scvi": lambda seed, cells=cells, options=options: of_scvi(
+                arguments.scvi, cells, options, seed
+            ),
+        }
+        found = {tool: [] for tool in arguments.tools}
+        peer_versions = {}
+        for tool in arguments.tools:
+            if tool == "components":
+                # without a seed of their own
+                fit = of_components(cells)
+            for seed in arguments.seeds:
+                if tool in made:
+                    file = f"clusters.{tool}.{name.replace(', ', '.')}.{seed}.npz"
+                    fit = kept(partial(made[tool], seed), arguments.work / file)
+                if tool == "scvi":
+                    peer_versions = json.loads(str(fit["versions"]))
+                if tool == "own":
+                    row = figures(fit, labels, held_out)
+                else:
+                    row = figures(with_codes(fit, k, seed), labels, held_out)
+                    row |= of_leiden(fit["latent"], labels, k, seed)
+                found[tool].append(row)
+                print(name, seed, tool, row, flush=True)
+        before = {row["set"]: row for row in common.written(arguments.out)}
         row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
         row |= {"seeds": arguments.seeds}
         row |= {tool: common.spread(of) for tool, of in found.items()}
+        row = before.get(name, {}) | row
         known = peer_versions | {"scanpy": metadata.version("scanpy")}
         common.add_row(
             arguments.out, row, lambda row: SETS.index(row["set"]), versions=known

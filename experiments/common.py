@@ -39,16 +39,18 @@ def fits_of(fitted: sv.Fitted) -> list[sv.Fitted]:
     return sorted((fitted, *fitted.alternatives), key=lambda f: f.train_config.seed)
 
 
-def written(out: Path) -> list[dict]:
-    """The rows that are there already."""
-    return json.loads(out.read_text())["rows"] if out.exists() else []
+def written(out: Path, part: str = "rows") -> Any:
+    """The rows that are there already, or another part of the JSON."""
+    return json.loads(out.read_text())[part] if out.exists() else []
 
 
 def add_row(out: Path, row: dict, place: Callable, **more: Any) -> None:
     """Write a row beside the others, in their places, instead of one in its place."""
     # read again: another run may have written rows meanwhile
     kept = [other for other in written(out) if place(other) != place(row)]
-    known = versions() | {"python": platform.python_version()}
+    # those of peers that have not run now stay
+    known = dict(written(out, "versions")) | versions()
+    known |= {"python": platform.python_version()}
     result = {"rows": sorted([*kept, row], key=place)}
     result |= {"versions": known | more.pop("versions", {})}
     result |= {"cores": len(os.sched_getaffinity(0))} | more

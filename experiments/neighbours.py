@@ -20,6 +20,8 @@ import clusters_against_peers as peers
 import common
 import numpy as np
 
+import scvae_jax as sv
+
 SETS = {
     name: clusters.SETS[name]
     for name in (
@@ -70,7 +72,8 @@ def main() -> None:
         cells.layers["quarter"] = (cells.X - cells.layers["half"]).tocsr()
         where = np.flatnonzero((cells.obs["split"] != "train").to_numpy())
         row = {"set": name, "n_cells": len(where), "seed": 0}
-        row["own"] = figures(peers.of_mixture(cells, k, options, 0), labels, where)
+        mixture = sv.ModelConfig(model="gmvae", n_clusters=k)
+        row["own"] = figures(peers.of_ours(cells, mixture, options, 0), labels, where)
         row["components"] = figures(peers.of_components(cells), labels, where)
         print(row, flush=True)
         common.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))

@@ -34,7 +34,7 @@ CELLS = {
 }
 
 # of clusters_against_peers.json
-TOOLS = ("own", "scvi", "components")
+TOOLS = ("own", "vae", "scvi", "components")
 # of number_of_clusters.json
 RULES = ("recommended", "best_of_stable", "most_stable", "within_an_error")
 THINNED = ("half", "quarter")
@@ -109,9 +109,9 @@ def own_clusters(result: dict) -> Rows:
 
 def clusters_against_peers(result: dict) -> Rows:
     """Agreement with the labels beside k-means and Leiden."""
-    columns = [("scvi", "ari"), ("scvi", "leiden"), ("components", "ari")]
-    columns += [("components", "leiden"), ("scvi", "leiden_best")]
-    columns += [("components", "leiden_best")]
+    others = TOOLS[1:]
+    columns = [(tool, name) for tool in others for name in ("ari", "leiden")]
+    columns += [(tool, "leiden_best") for tool in others]
     return [
         [
             CELLS[row["set"]],
@@ -124,7 +124,7 @@ def clusters_against_peers(result: dict) -> Rows:
 
 
 def depth(result: dict) -> Rows:
-    """What thinned cells keep: of the mixture, SCVI and components."""
+    """What thinned cells keep: of the mixture, a VAE, SCVI and components."""
     kept = [f"{w}_kept_{n}" for w in ("cluster", "neighbours") for n in THINNED]
     return [
         [

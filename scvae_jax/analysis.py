@@ -17,8 +17,8 @@ from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, check_count, check_field, listing
-from scvae_jax.counts import CountData, gene_names, in_memory, make_actual
-from scvae_jax.evaluation import CellBounds, cell_bounds, prepare_as, split_of
+from scvae_jax.counts import gene_names, in_memory, make_actual
+from scvae_jax.evaluation import cell_bounds, prepare_as, split_of
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.placing import cluster_codes
@@ -105,6 +105,10 @@ def apply(
     others = fitted.alternatives if fitted.model.n_clusters else ()
     # with one model, so that one program serves all
     codes = [cluster_codes(fitted.model, other.params, cells) for other in others]
+    tables = {}
+    if fitted.model.n_clusters:
+        depth = float(np.median(data.depth))
+        tables = _cluster_tables(fitted, figures.probabilities, depth)
     adata = in_memory(adata) if copy else make_actual(adata)
     # what another model had to say of clusters
     for name in ("cluster", "cluster_entropy", "cluster_confidence"):
@@ -135,38 +139,38 @@ def apply(
         if name in fitted.summary:
             adata.uns[key_added][name] = fitted.summary[name]
     if fitted.model.n_clusters:
-        _write_clusters(adata, fitted, figures, codes, data, key_added)
+        _write_clusters(adata, figures.probabilities, codes, key_added)
+        adata.uns[key_added] |= tables
     return adata if copy else None
 
 
-def _write_clusters(
-    adata: anndata.AnnData,
-    fitted: Fitted,
-    figures: CellBounds,
-    codes: Sequence[np.ndarray],
-    data: CountData,
-    key: str,
-) -> None:
-    n_clusters, r = fitted.model.n_clusters, figures.probabilities
-    own = r.argmax(axis=1)
-    sizes = np.bincount(own, minlength=n_clusters)
+def _cluster_tables(fitted: Fitted, r: np.ndarray, depth: float) -> dict[str, Any]:
+    """Sizes, prototypes and genes of clusters, of cells of probabilities r [n, K]."""
+    n_clusters = fitted.model.n_clusters
+    sizes = np.bincount(r.argmax(axis=1), minlength=n_clusters)
     names = [str(k) for k in range(n_clusters)]
-    used = [names[k] for k in range(n_clusters) if sizes[k]]
-    labels = np.array(names)[own]
-    adata.obs[f"{key}_cluster"] = pd.Categorical(labels, categories=used)
+    mean = prototypes(fitted, depth=depth)
+    counted = fitted.likelihood.is_of_counts
+    return {
+        "cluster_sizes": sizes,
+        "cluster_prototypes": pd.DataFrame(mean.T, fitted.genes, names),
+        "cluster_genes": distinguishing_genes(
+            mean, sizes, fitted.genes, counted=counted
+        ),
+    }
+
+
+def _write_clusters(
+    adata: anndata.AnnData, r: np.ndarray, codes: Sequence[np.ndarray], key: str
+) -> None:
+    own = r.argmax(axis=1)
+    used = [str(k) for k in np.unique(own)]
+    adata.obs[f"{key}_cluster"] = pd.Categorical(own.astype(str), categories=used)
     adata.obsm[f"{key}_cluster_probabilities"] = r
     adata.obs[f"{key}_cluster_entropy"] = scipy.special.entr(r).sum(axis=1)
     if codes:
         agree = sum(own == other for other in codes)
         adata.obs[f"{key}_cluster_confidence"] = (1 + agree) / (1 + len(codes))
-    mean = prototypes(fitted, depth=float(np.median(data.depth)))
-    adata.uns[key] |= {
-        "cluster_sizes": sizes,
-        "cluster_prototypes": pd.DataFrame(mean.T, fitted.genes, names),
-        "cluster_genes": distinguishing_genes(
-            mean, sizes, fitted.genes, counted=fitted.likelihood.is_of_counts
-        ),
-    }
 
 
 def prototypes(fitted: Fitted, *, depth: float) -> np.ndarray:

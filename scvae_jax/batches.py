@@ -161,7 +161,7 @@ def cut(
         n_slots: at least the slots of the batch's cells, from `n_slots`.
 
     Returns:
-        The batch.
+        The batch; if they do not fit, its counts are NaN.
     """
     batch_size = index.shape[0]
     n_rows = jnp.where(weight > 0, cells.length[index] // ROW, 0)
@@ -176,7 +176,10 @@ def cut(
     address = jnp.where(cell < batch_size, row + offset[owner], 0)
     gene = cells.gene[address].astype(jnp.int32)
     value = cells.value[address].astype(jnp.float32)
-    value = jnp.where((cell < batch_size)[:, None], value, 0.0)
+    # no count is dropped in silence
+    fits = end[-1] * ROW <= n_slots
+    missing = jnp.where(fits, 0.0, jnp.nan)
+    value = jnp.where((fits & (cell < batch_size))[:, None], value, missing)
     nonzero, shape = (cell, gene, value), (batch_size, n_genes)
     return Batch(
         counts=(Counts(lay_out(nonzero, value, shape), nonzero, cells.depth[index]),),

@@ -1,9 +1,11 @@
 """Whether the count model is right: held-out counts beside what is expected of them.
 
 The cells are held out and each half of their genes is predicted from the other half
-(`prediction.py` says how), so that no count was seen by what predicts it.
+(`prediction.py` says how), so that no count was seen by what predicts it, but for the
+total of a cell where the mean is that of its library.
 """
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ import scipy.sparse
 
 from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
+from scvae_jax.building import conditions_on_total
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
 from scvae_jax.counts import expect_anndata, gene_names, make_actual, n_fractional
@@ -37,7 +40,9 @@ TINY = 1e-300
 class Calibration(NamedTuple):
     """What a model expects of held-out counts beside what there is.
 
-    Of several fits the first, the best, is looked at, apart from the log score.
+    Of several fits the first, the best, is looked at, apart from the log score. What is
+    expected of totals is given the total of the cell where the mean is that of its
+    library, and no size factor was given.
 
     Attributes:
         summary: n_cells, n_genes, split, n_samples and n_fits; log_score, the mean
@@ -88,9 +93,9 @@ def calibrate(
     gene prefers. For each pair and each gene seen in 20 cells or more, the mean over
     cells of the difference in log p(x_g | x_seen) is tested against 0 by a t-test; all
     tests together go through [2], for dependent genes as usual. Further fits of a
-    model, its `alternatives` from `fit_many`, are averaged and their spread is part of
-    the error. Of models without any, the error is that of cells alone, and a warning
-    says so.
+    model by other seeds, among its `alternatives` from `fit_many`, are averaged and
+    their spread is part of the error. Of models without any, the error is that of cells
+    alone, and a warning says so.
 
     Args:
         adata: the cells; fields of `var` are written, all else stays as it is.
@@ -233,7 +238,22 @@ def _fits_of(
                 "expected models of the same data, fit them on the same cells with the "
                 "same options"
             )
-    return {name: (model, *model.alternatives) for name, model in fitted.items()}
+    return {
+        name: (model, *(o for o in model.alternatives if _is_alike(o, model)))
+        for name, model in fitted.items()
+    }
+
+
+def _is_alike(other: Fitted, model: Fitted) -> bool:
+    """Whether two fits differ in their seeds alone."""
+    seed = model.train_config.seed
+    train_config = dataclasses.replace(other.train_config, seed=seed)
+    return (other.config, train_config) == (model.config, model.train_config)
+
+
+def _is_given_total(fitted: Fitted) -> bool:
+    named = not fitted.own_likelihood and fitted.data_config.size_factor_key is None
+    return named and conditions_on_total(fitted.config)
 
 
 def _mean_option(model: Fitted) -> str:
@@ -286,8 +306,7 @@ def _measure(
         mean_score = {name: np.zeros(counts.shape) for name in fits}
         for name, models in fits.items():
             for i, fitted in enumerate(models):
-                # fits of one program differ in rates of dropout at the most, which is
-                # off here: one model for all, compiled once
+                # fits of one program: one model for all, compiled once
                 found = predict(
                     models[0].model,
                     fitted.params,
@@ -297,6 +316,7 @@ def _measure(
                     n_samples=n_samples,
                     key=key,
                     with_below=i == 0,
+                    given_total=_is_given_total(models[0]),
                 )
                 found = Predicted(*(part[real] for part in found))
                 mean_score[name] += found.log_prob / len(models)

@@ -158,6 +158,11 @@ def check_free(path: str | Path, overwrite: bool) -> None:
             f"found a link at {path}, expected a new path or a run folder, "
             "choose another path"
         )
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise InputError(
+            f"found that {path} holds the folder that you are in, which cannot be "
+            "replaced, expected a new path or a run folder, choose a folder inside it"
+        )
     if path.is_mount():
         raise InputError(
             f"found the top of a file system at {path}, which cannot be replaced, "
@@ -175,7 +180,11 @@ def check_free(path: str | Path, overwrite: bool) -> None:
             f"found a run folder at {path}, expected a new path, choose another one or "
             "replace it (overwrite=True, --overwrite)"
         )
-    others = sorted({p.name for p in path.iterdir()} - {*PARTS, "alternatives"})
+    runs = [path, *(path / "alternatives").glob("*")]
+    inside = [p for run in runs if run.is_dir() for p in run.iterdir()]
+    inside += [run for run in runs if not run.is_dir()]
+    known = {*PARTS, "alternatives"}
+    others = sorted(str(p.relative_to(path)) for p in inside if p.name not in known)
     if others:
         raise InputError(
             f"found {listing(others)} in the run folder {path}, expected nothing but "

@@ -355,7 +355,6 @@ def demo(
         _check_free_file(path, overwrite)
     adata = datasets.pbmc68k_reduced()
     fitted = training.fit(adata, config, train_config)
-    fitted.save(run, overwrite=overwrite)
     figures = evaluation.evaluate(adata, fitted, seed=seed)
     analysis.apply(adata, fitted, seed=seed)
     # held-out cells alone are too few to score clusters by: all cells, as it says
@@ -363,9 +362,11 @@ def demo(
     codes = adata.obs["scvae_cluster"].astype(str).to_numpy()
     agreed = scores.label_scores(codes, labels, "bulk_labels")
     colors = ("bulk_labels", "scvae_cluster")
-    with files.whole(picture) as part:
+    # what takes longest first, so that an interruption leaves nothing behind
+    with files.folders_above(picture), files.whole(picture) as part:
         plots.latent_space(adata, part, colors=colors, seed=seed)
     _write_h5ad(adata, file)
+    fitted.save(run, overwrite=overwrite)
     figures |= {
         "ari": agreed["ari"],
         "nmi": agreed["nmi"],
@@ -414,6 +415,10 @@ def _between_commas(text: str) -> list[str]:
 
 def _check_free_file(path: Path, overwrite: bool) -> None:
     files.expect_writable(path)
+    if path.is_symlink():
+        raise InputError(
+            f"found a link at {path}, expected a new file, choose another name"
+        )
     if path.is_dir():
         raise InputError(
             f"found a folder at {path}, expected a new file, choose another name"

@@ -104,6 +104,12 @@ class ModelConfig:
             "change hidden_sizes",
         )
         expect(
+            isinstance(self.likelihood, str),
+            f"likelihood={self.likelihood!r}",
+            "a name",
+            "pass a likelihood of your own to fit(likelihood=...)",
+        )
+        expect(
             isinstance(self.likelihood_options, dict),
             f"likelihood_options={self.likelihood_options!r}",
             "a dict of options",

@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anndata
 import numpy as np
@@ -150,7 +150,7 @@ def prepare(
     if own_genes and x.nnz == 0 and support != "real":
         raise InputError(
             "found nothing but zeros in the genes in use, expected counts, "
-            f"choose another layer{_likely_layer(adata, _where(config))}"
+            f"choose another layer{_likely_counts(adata, _where(config))}"
         )
     genes = names[columns] if own_genes else np.asarray(genes, dtype=str)
     if not present.all():
@@ -300,7 +300,7 @@ def _matrix(
 ) -> scipy.sparse.csr_matrix:
     """Columns of X or of a layer as a new CSR matrix of floats."""
     if layer is None:
-        x = adata.X
+        x = _main_matrix(adata)
         if x is None:
             raise InputError(
                 "found no X, expected counts there, "
@@ -318,7 +318,10 @@ def _matrix(
     if not scipy.sparse.issparse(x):
         x = np.asarray(x)
     if x.dtype.kind not in "biuf":
-        raise InputError(f"found data of type {x.dtype}, expected numbers, convert it")
+        raise InputError(
+            f"found data of type {x.dtype}, expected numbers, convert it (what is "
+            "lazy: adata.to_memory())"
+        )
     all_of_them = np.array_equal(columns, np.arange(x.shape[1]))
     if not all_of_them:
         x = x[:, columns]
@@ -348,7 +351,8 @@ def _validated(
     if negative:
         raise InputError(
             f"found {negative} negative values in {where}, expected counts, pass raw "
-            f"counts: scaled or corrected data will not do{_likely_layer(adata, where)}"
+            "counts: scaled or corrected data will not do"
+            + _likely_counts(adata, where)
         )
     if support == "binary":
         other = int((x.data != 1).sum())
@@ -361,11 +365,17 @@ def _validated(
     share = n_fractional(x.data) / max(x.nnz, 1)
     if share > 0:
         if config.fractional == "error":
+            # where the counts are elsewhere nobody should round these
+            likely = _likely_counts(adata, where)
             raise InputError(
                 f"found fractional values in {where} ({share:.1%} of the non-zero "
                 "entries), expected counts, pass raw counts: normalised data was "
-                f"probably given{_likely_layer(adata, where)}; or fit with "
-                "fractional='round' or 'allow' (train --fractional round|allow)"
+                "probably given"
+                + (
+                    likely
+                    or "; or fit with fractional='round' or 'allow' (train "
+                    "--fractional round|allow)"
+                )
             )
         rounded = config.fractional == "round"
         if rounded:
@@ -397,10 +407,21 @@ def _where(config: DataConfig) -> str:
     return "X" if config.layer is None else f"layer {config.layer!r}"
 
 
-def _likely_layer(adata: anndata.AnnData, where: str) -> str:
+def _main_matrix(adata: anndata.AnnData) -> Any:
+    """X, None where there is none."""
+    try:
+        return adata.X
+    except KeyError:
+        # what anndata makes of it where the object is backed by a file
+        return None
+
+
+def _likely_counts(adata: anndata.AnnData, where: str) -> str:
     """A hint at where the counts are, if some other matrix looks like counts."""
     candidates = {f"layer {n!r}": adata.layers[n] for n in layer_names(adata)}
-    candidates["X"] = adata.X
+    candidates["X"] = _main_matrix(adata)
+    if adata.raw is not None:
+        candidates["raw.X"] = adata.raw.X
     for name, x in candidates.items():
         if name == where or x is None:
             continue
@@ -409,7 +430,8 @@ def _likely_layer(adata: anndata.AnnData, where: str) -> str:
         if data.dtype.kind not in "iuf" or not np.isfinite(data).all():
             continue
         if (data >= 0).all() and (data > 0).any() and (data == np.floor(data)).all():
-            return f" ({name} looks like counts)"
+            take = ": take adata.raw.to_adata()" if name == "raw.X" else ""
+            return f" ({name} looks like counts{take})"
     return ""
 
 

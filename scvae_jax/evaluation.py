@@ -174,9 +174,9 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
     said = ["new"] * len(names)
     if has_column:
         said = column_of(adata, key, "split").astype(str).tolist()
-    # names that repeat in the fit matter where they are met
-    repeat_there = n_known > 0 and len(known) < len(fitted.cells)
-    if repeat_there or len(set(names.tolist())) < len(names):
+    # names that repeat matter where some are those of the fit
+    repeat = len(known) < len(fitted.cells) or len(set(names.tolist())) < len(names)
+    if n_known and repeat:
         if has_column:
             return np.array(said, dtype=str)
         raise InputError(

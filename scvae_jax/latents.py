@@ -156,8 +156,8 @@ def sample(distribution: distrax.Distribution, key: Array, n_samples: int) -> Ar
     """Samples of each normal of the batch.
 
     Args:
-        distribution: normal with independent dimensions, of batch shape [B]; of a
-            mixture over clusters, each of its components is sampled.
+        distribution: normal, of batch shape [B]; of a mixture over clusters, each of
+            its components is sampled.
         key: of the draw.
         n_samples: S.
 
@@ -166,6 +166,8 @@ def sample(distribution: distrax.Distribution, key: Array, n_samples: int) -> Ar
     """
     if isinstance(distribution, distrax.MixtureSameFamily):
         distribution = distribution.components_distribution
+    if isinstance(distribution, distrax.MultivariateNormalTri):
+        return distribution.sample(seed=key, sample_shape=(n_samples,))
     mean, scale = distribution.mean(), distribution.stddev()
     # a flat draw: numbers in the shape [S, B, L] take XLA five times as long to compile
     noise = jax.random.normal(key, (n_samples * mean.size,), mean.dtype)

@@ -68,7 +68,7 @@ class Likelihood(NamedTuple):
         free: parameters learned beside the weights, exempt from weight decay.
         link: (heads, free, covariates) -> params. A param that has a head's name has
             its trailing shape too; those of other names have no trailing axes.
-        log_prob: (x, params) -> nats, elementwise; not differentiable in x.
+        log_prob: (x, params) -> nats, elementwise; of counts its slope in x is 0.
         log_prob_zero: params -> log p(0), the same as log_prob(0, params), without
             special functions; None where the data has no zeros to speak of, and sums
             are then taken in dense form.
@@ -449,7 +449,7 @@ def poisson(*, mean: str = "library") -> Likelihood:
         log_prob_zero=lambda p: -jnp.exp(_floats(p["log_mean"])[0]),
         mean=lambda p: jnp.exp(p["log_mean"]),
         variance=lambda p: jnp.exp(p["log_mean"]),
-        sample=lambda key, p: _sample_poisson(key, jnp.exp(p["log_mean"])),
+        sample=lambda key, p: _sample_poisson(key, jnp.exp(*_floats(p["log_mean"]))),
         start=_start_at_mean,
     )
 
@@ -459,8 +459,16 @@ def _start_at_mean(mean: Array, n_obs: int) -> Params:
     return {"log_mean": jnp.log(mean + 0.5 / n_obs)}
 
 
+# jax draws Poisson numbers as integers of 32 bits; from here on a normal is as good
+NORMAL_FROM = 1e7
+
+
 def _sample_poisson(key: Array, rate: Array) -> Array:
-    return jax.random.poisson(key, rate).astype(rate.dtype)
+    low = jnp.minimum(rate, NORMAL_FROM)
+    drawn = jax.random.poisson(key, low).astype(rate.dtype)
+    noise = jax.random.normal(jax.random.fold_in(key, 1), rate.shape, rate.dtype)
+    normal = jnp.round(rate + jnp.sqrt(rate) * noise)
+    return jnp.where(rate > NORMAL_FROM, normal, drawn)
 
 
 def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Likelihood:
@@ -468,8 +476,9 @@ def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Lik
 
     Args:
         dispersion: log theta, the inverse dispersion, is learned per gene ("gene"), per
-            batch and gene ("gene_batch"), or computed by the decoder for each cell and
-            gene ("gene_cell", the form of [2]).
+            batch and gene ("gene_batch"; a code of no batch has log theta 0), or
+            computed by the decoder for each cell and gene ("gene_cell", the form of
+            [2]).
         mean: "library" or "free", as for `poisson`.
 
     Returns:
@@ -629,6 +638,7 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
         for k in range(k_max):
             own = jnp.where(x == k, log_pi[..., k], own)
         tail = log_pi[..., k_max] + base.log_prob(jnp.maximum(x - k_max, 0.0), p)
+        tail = jnp.where(x == jnp.floor(x), tail, jnp.nan)
         return jnp.where(x < k_max, own, tail)
 
     def moments(p: Params) -> tuple[Array, Array]:
@@ -693,14 +703,18 @@ def bernoulli() -> Likelihood:
     Returns:
         A likelihood with params logit.
     """
+
+    def log_prob(x: Array, p: Params) -> Array:
+        x, logit = _floats(x, p["logit"])
+        log_p = -jax.nn.softplus((1.0 - 2.0 * x) * logit)
+        return jnp.where((x == 0) | (x == 1), log_p, jnp.nan)
+
     return Likelihood(
         name="bernoulli",
         heads=(Head("logit"),),
         free=(),
         link=lambda heads, free, covariates: {"logit": heads["logit"]},
-        log_prob=lambda x, p: (
-            -jax.nn.softplus((1.0 - 2.0 * x) * _floats(p["logit"])[0])
-        ),
+        log_prob=log_prob,
         log_prob_zero=lambda p: -jax.nn.softplus(*_floats(p["logit"])),
         mean=lambda p: jax.nn.sigmoid(p["logit"]),
         variance=lambda p: jax.nn.sigmoid(p["logit"]) * jax.nn.sigmoid(-p["logit"]),
@@ -846,7 +860,7 @@ FACTORIES: dict[str, Callable[..., Likelihood]] = {
 }
 
 
-def from_name(name: str, **options: Any) -> Likelihood:
+def from_name(name: str, /, **options: Any) -> Likelihood:
     """The likelihood that a configuration names.
 
     Args:

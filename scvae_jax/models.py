@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scvae_jax.batches import Batch
-from scvae_jax.checks import check_clusters, plain
+from scvae_jax.checks import check_clusters, check_count, check_range, plain
 from scvae_jax.latents import (
     components,
     departed,
@@ -150,7 +150,8 @@ def vae(
         The model.
 
     Raises:
-        ValueError: for another `precision`, or modalities that share a name.
+        ValueError: for another `precision`, sizes or rates out of range, or modalities
+            that share a name.
 
     References:
         Kingma & Welling 2014; for counts Gronbech et al. 2020 and Lopez et al. 2018.
@@ -162,6 +163,13 @@ def vae(
             f"found modalities named {', '.join(names)}, expected a name for each, "
             "rename one"
         )
+    for size in (n_latent, *hidden_sizes):
+        check_count("n_latent or hidden_sizes", size, 1)
+    rates = (thinning, dropout_input, dropout_hidden, dropout_decoder)
+    for rate in rates:
+        # one of many fits may be traced
+        if isinstance(rate, (int, float)):
+            check_range("thinning or dropout", rate, 1.0)
     encoder = Encoder(n_latent, tuple(hidden_sizes), layer_norm, dropout_hidden)
     decoder = Decoder(
         tuple((m.n_features, m.likelihood.heads) for m in modalities),

@@ -194,6 +194,9 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         started = time.perf_counter()
         first = ahead(pool, first_states.lower(keys, plan.profiles), 0)
         shapes = jax.eval_shape(first_states, keys, plan.profiles)
+        if "clusters" in shapes.params:
+            # a decode for each
+            n_entries *= model.n_clusters
         arguments = (shapes, _positions(orders, 1), settings, in_order, slots)
         programs = [
             [

@@ -27,6 +27,8 @@ Array = jax.Array
 
 # counts above it have no distribution function, as it is a sum over all smaller counts
 LARGEST = 10_000
+# instead of a division by nothing
+TINY = 1e-30
 # non-zero counts whose distribution functions are summed together
 CHUNK = 2048
 
@@ -62,6 +64,7 @@ def predict(
     n_samples: int,
     key: Array,
     with_below: bool = True,
+    given_total: bool = False,
 ) -> Predicted:
     """Predict each random half of the genes of a batch of cells from the other half.
 
@@ -74,6 +77,9 @@ def predict(
         n_samples: S.
         key: of the halves and samples.
         with_below: sum the distribution functions; else they are 0.
+        given_total: the depth of a cell is its total, so that the variance of the total
+            of a half, v, is that given the total of both, v w / (v + w) with w of the
+            other half (as if both were normal; of a Poisson it is that of a binomial).
 
     Returns:
         The predictions.
@@ -81,7 +87,15 @@ def predict(
     halves = []
     for half in (0, 1):
         dense, total, at_nonzero, slots = _half(
-            model, n_slots, n_samples, half, params, cells, position, key
+            model,
+            n_slots,
+            n_samples,
+            half,
+            given_total,
+            params,
+            cells,
+            position,
+            key,
         )
         dense = [np.asarray(part) for part in dense]
         below = np.zeros_like(dense[0])
@@ -118,6 +132,7 @@ def _half(
     n_slots: int,
     n_samples: int,
     half: Array,
+    given_total: Array,
     params: Any,
     cells: CellData,
     position: tuple[Array, Array],
@@ -184,7 +199,12 @@ def _half(
     )
     # Var = E Var(x | z) + Var E(x | z)
     variance += jnp.maximum(square - mean**2, 0.0)
-    within = jnp.where(hidden, sums[3] / n_samples, 0.0).sum(axis=-1)
+    within, other = (
+        jnp.where(part, sums[3] / n_samples, 0.0).sum(axis=-1)
+        for part in (hidden, ~hidden)
+    )
+    shared = other / jnp.maximum(within + other, TINY)
+    within *= jnp.where(given_total, shared, 1.0)
     total_sd = jnp.sqrt(within + jnp.maximum(total_square - total**2, 0.0))
     dense = (log_total - jnp.log(n_samples), zero, mean, variance)
     dense = tuple(jnp.where(hidden, part, 0.0) for part in dense)

@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import pkgutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from scvae_jax.checks import InputError, InputWarning, is_lack_of_memory
 
 # what typer returns after Ctrl-C
 INTERRUPTED = 130
+# what a shell returns for a process that was told to end
+TERMINATED = 143
 TOO_LARGE = (
     "found too little memory for this, expected enough, take fewer cells or genes or "
     "smaller batches"
@@ -36,6 +39,8 @@ def exit_code(command: Callable[[], Any]) -> int:
     # of what imports and traces leave little is garbage, and looking takes long
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)
+    # what a scheduler sends at the end of its time: as Ctrl-C, it leaves nothing behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         code = command()
     except (InputError, ImportError) as error:

@@ -24,7 +24,7 @@ import pandas as pd
 import scipy.io
 import scipy.sparse
 
-from scvae_jax.checks import InputError, check_count, listing, one_line
+from scvae_jax.checks import InputError, check_count, expect, listing, one_line
 
 TENX = "https://cf.10xgenomics.com/samples/cell-exp"
 PURIFIED_URL = TENX + "/1.1.0/{name}/{name}_filtered_gene_bc_matrices.tar.gz"
@@ -169,10 +169,17 @@ def fetch(
         Where it is.
 
     Raises:
-        InputError: if it cannot be reached, is cut short (what came is kept, and a
-            later call goes on), or is something else (nothing is kept).
+        InputError: if it is no address, cannot be reached, is cut short (what came is
+            kept, and a later call goes on), or is something else (nothing is kept).
     """
-    path = Path(folder or cache_folder()) / url.rsplit("/", 1)[-1]
+    name = url.rsplit("/", 1)[-1]
+    expect(
+        "://" in url and bool(name),
+        f"the address {url!r}",
+        "a whole one, from https:// to the name of a file",
+        "change url",
+    )
+    path = Path(folder or cache_folder()) / name
     if path.is_file():
         return path
     print(f"fetching {url} to {path}", file=sys.stderr)

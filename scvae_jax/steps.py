@@ -156,7 +156,8 @@ def _total(tree: Any) -> Array:
 
 
 def default_optimizer(
-    *n_steps: int,
+    n_steps: int,
+    *more: int,
     learning_rate: float | Array = 2e-3,
     weight_decay: float | Array = 1e-4,
     free_rate: float | Array = 1.0,
@@ -164,8 +165,8 @@ def default_optimizer(
     """AdamW on a cosine schedule; weight decay on weight matrices alone.
 
     Args:
-        n_steps: over which the rate falls to 1 % of its peak; more than one number
-            where it then falls anew, as of a mixture after its VAE phase.
+        n_steps: over which the rate falls to 1 % of its peak.
+        *more: steps over which it then falls anew, as of a mixture after its VAE phase.
         learning_rate: the peak.
         weight_decay: of AdamW.
         free_rate: how many times the rate of weights that of parameters learned beside
@@ -189,8 +190,9 @@ def default_optimizer(
             updates,
         )
 
-    falls = [optax.cosine_decay_schedule(learning_rate, n, alpha=0.01) for n in n_steps]
-    ends = list(itertools.accumulate(n_steps[:-1]))
+    phases = (n_steps, *more)
+    falls = [optax.cosine_decay_schedule(learning_rate, n, alpha=0.01) for n in phases]
+    ends = list(itertools.accumulate(phases[:-1]))
     schedule = optax.join_schedules(falls, ends)
     return optax.chain(
         optax.adamw(schedule, weight_decay=weight_decay, mask=kernels),

@@ -41,12 +41,12 @@ def sweep_clusters(
 
     Returns:
         A row for each K: validation_bound (mean over seeds) and its standard deviation,
-        stability (mean adjusted Rand index between pairs of seeds over all cells, where
-        they use more than one cluster), clusters_used (mean), and whether it is the
-        recommended one: of those at least as stable as the next smaller and the next
-        larger number, the one with the best bound, or if there are none the most stable
-        (experiments/number_of_clusters.py). Figures are NaN where every fit of a number
-        ended early. `plots.cluster_sweep` draws it.
+        stability (mean adjusted Rand index between pairs of seeds over all cells but
+        test cells, where they use more than one cluster), clusters_used (mean), and
+        whether it is the recommended one: of those at least as stable as the next
+        smaller and the next larger number, the one with the best bound, or if there are
+        none the most stable (experiments/number_of_clusters.py). Figures are NaN where
+        every fit of a number ended early. `plots.cluster_sweep` draws it.
 
     Raises:
         InputError: for data or settings that cannot be used.
@@ -76,7 +76,8 @@ def sweep_clusters(
             continue
         fits = (fitted, *fitted.alternatives)
         if cells is None:
-            cells = cells_to_device(prepare_as(adata, fitted), slice(None))
+            seen = fitted.split != "test"
+            cells = cells_to_device(prepare_as(adata, fitted), seen)
         codes = [cluster_codes(fitted.model, f.params, cells) for f in fits]
         agree = between(codes)
         bounds = np.array([f.summary["validation_bound"] for f in fits])

@@ -27,7 +27,13 @@ from scvae_jax.checks import (
     listing,
     plain,
 )
-from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, completed
+from scvae_jax.config import (
+    OF_MIXTURES,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    completed,
+)
 from scvae_jax.counts import prepare
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model
@@ -172,10 +178,12 @@ def fit_many(
         FloatingPointError: if gradients stay non-finite in every fit.
     """
     _expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
-    config = config or ModelConfig()
+    config, train_config = config or ModelConfig(), train_config or TrainConfig()
+    unread = _unread(config.model, optimizer, kl_weight)
+    _expect_in_use(settings or {}, unread)
+    _warn_of_idle(config, train_config, unread)
     config = completed(config, config.model)
-    train_config = completed(train_config or TrainConfig(), config.model)
-    _expect_in_use(settings or {}, optimizer, kl_weight)
+    train_config = completed(train_config, config.model)
     own_likelihood = likelihood is not None
     likelihood = likelihood or named_likelihood(config)
     expect(
@@ -298,16 +306,47 @@ def _expect_kinds(
         )
 
 
-def _expect_in_use(settings: dict[str, Any], optimizer: Any, kl_weight: Any) -> None:
-    for name, value, idle in (
-        ("optimizer", optimizer, ("learning_rate", "weight_decay", "free_rate")),
-        ("kl_weight", kl_weight, ("kl_weight", "kl_warmup")),
-    ):
-        odd = [setting for setting in idle if setting in settings]
-        if value is not None and odd:
+def _unread(
+    model: str, optimizer: Any, kl_weight: Any
+) -> list[tuple[str, tuple[str, ...]]]:
+    """What does not read which settings."""
+    found = []
+    if model == "vae":
+        found.append(("a vae", (*OF_MIXTURES, "free_nats_y", "start")))
+    if optimizer is not None:
+        names = ("learning_rate", "weight_decay", "free_rate")
+        found.append(("an optimizer of one's own", names))
+    if kl_weight is not None:
+        found.append(("a kl_weight of one's own", ("kl_weight", "kl_warmup")))
+    return found
+
+
+def _expect_in_use(
+    settings: dict[str, Any], unread: Sequence[tuple[str, tuple[str, ...]]]
+) -> None:
+    for reader, names in unread:
+        odd = [name for name in names if name in settings]
+        if odd:
             raise InputError(
-                f"found values for {listing(odd)} and a {name} of one's own, which "
-                "does not read them, expected one of both, leave one out"
+                f"found values for {listing(odd)} and {reader}, which does not read "
+                "them, expected one of both, leave one out"
+            )
+
+
+def _warn_of_idle(
+    config: ModelConfig,
+    train_config: TrainConfig,
+    unread: Sequence[tuple[str, tuple[str, ...]]],
+) -> None:
+    given, defaults = vars(config) | vars(train_config), vars(ModelConfig())
+    defaults = defaults | vars(TrainConfig())
+    for reader, names in unread:
+        odd = [name for name in names if given[name] != defaults[name]]
+        if odd:
+            warnings.warn(
+                f"{reader} does not read {listing(odd)}, which changes nothing",
+                InputWarning,
+                stacklevel=4,
             )
 
 

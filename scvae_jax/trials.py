@@ -198,7 +198,6 @@ def evaluate_seeds(
     on_device = cells_to_device(cells.data, cells.held_out)
     if config.model == "gmvae" and config.posterior == "conditional":
         n_samples = max(1, n_samples // config.n_clusters)
-    all_epochs = sum(fit.summary["epochs"] for fit in fits)
     for fit in fits:
         # with the model of the first, whose program serves all
         bounds = cell_bounds(fits[0].model, fit.params, on_device, n_samples=n_samples)
@@ -219,7 +218,7 @@ def evaluate_seeds(
             "epochs": summary["epochs"],
             "best_epoch": summary["best_epoch"],
             "skipped_steps": summary["skipped_steps"],
-            "seconds": summary["seconds"] * summary["epochs"] / all_epochs,
+            "seconds": summary["seconds_per_epoch"] * summary["epochs"],
             "compile_seconds": summary["compile_seconds"],
         }
         per_cell |= {"log_prob_total": total, "null_log_prob": null, "cluster": codes}

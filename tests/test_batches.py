@@ -99,6 +99,16 @@ def test_the_fullest_cells_fill_the_last_slot():
     assert_batch(x, put(x), fullest, np.ones(8))
 
 
+def test_what_does_not_fit_is_no_number():
+    x = random_counts(40, 64, 0.9, seed=3)
+    cells, index = put(x), np.arange(8)
+    enough = batches.n_slots(int(cells.length[:8].sum()))
+    for n_slots, fits in ((enough, True), (enough // 2, False)):
+        batch = batches.cut(cells, index, np.ones(8), 64, n_slots)
+        assert np.isfinite(batch.counts[0].x).all() == fits
+        assert np.isfinite(batch.counts[0].nonzero[2]).all() == fits
+
+
 def test_cells_without_any_counts():
     x = scipy.sparse.csr_matrix((10, 5), dtype=np.float32)
     cells = put(x)

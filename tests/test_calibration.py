@@ -469,6 +469,47 @@ def test_further_fits_are_averaged(truth, models):
     assert (families[1] != name).any()
 
 
+def test_fits_by_other_settings_are_no_replicates(truth, models):
+    model = models["poisson"]
+
+    def with_rate(rate, seed):
+        config = dataclasses.replace(
+            model.train_config, learning_rate=rate, seed=model.train_config.seed + seed
+        )
+        return dataclasses.replace(model, train_config=config)
+
+    rate = model.train_config.learning_rate
+    other = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, dropout_hidden=0.4)
+    )
+    fits = (with_rate(rate, 1), with_rate(2 * rate, 0), other)
+    given = dataclasses.replace(model, alternatives=fits)
+    found = sv.calibrate(truth[0].copy(), given, n_samples=1)
+    assert found["poisson"].summary["n_fits"] == 2
+
+
+def test_totals_of_cells_whose_total_is_given(truth, fitted):
+    """A library mean knows the sum of both halves of a cell."""
+    _, share, _ = truth
+    random = np.random.default_rng(1)
+    depth = random.lognormal(np.log(150.0), 0.3, N_CELLS)
+    x = random.poisson(depth[:, None] * share).astype(np.float32)
+    obs = truth[0].obs[["part"]]
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(x), obs=obs)
+    adata.var_names = truth[0].var_names
+    config = sv.ModelConfig(likelihood="poisson", n_latent=2, hidden_sizes=(8,))
+    profiles = ((jnp.asarray(share), 10**9),)
+    model = made(fitted, adata, config, DataConfig(split_key="part"), profiles)
+    found = sv.calibrate(adata, model, n_samples=2)["poisson"]
+    assert abs(found.summary["totals_within_95"] - 0.95) < 0.04
+    # of a binomial: N s (1 - s), with s the share of the half
+    where = (obs["part"] == "test").to_numpy()
+    total, half = x[where].sum(axis=1), found.cells["expected_total"]
+    np.testing.assert_allclose(
+        found.cells["expected_sd"], np.sqrt(half * (1 - half / total)), rtol=1e-3
+    )
+
+
 def test_adjusted_p_values_by_hand():
     """q of the k-th smallest of m p-values: the least of m p_j / j over j >= k."""
     random = np.random.default_rng(3)

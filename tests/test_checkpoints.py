@@ -256,7 +256,7 @@ def test_check_free_comes_before_the_work(tmp_path, copied, overwrite):
         with pytest.raises(InputError, match="found a run folder at"):
             checkpoints.check_free(copied, overwrite)
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "run"}
-    with pytest.raises(InputError, match="found the top of a file system at /"):
+    with pytest.raises(InputError, match="found that / holds the folder that you"):
         checkpoints.check_free("/", overwrite)
 
 
@@ -610,3 +610,24 @@ def test_another_likelihood_than_the_named_one(run):
         match="found 'poisson' given for a run of likelihood 'negative_binomial', expe",
     ):
         sv.load(run, likelihood=likelihoods.poisson())
+
+
+def test_a_file_beside_an_alternative_is_not_replaced(fitted, tmp_path):
+    run = tmp_path / "run"
+    dataclasses.replace(fitted, alternatives=(fitted,)).save(run)
+    (beside,) = (run / "alternatives").iterdir()
+    checkpoints.check_free(run, True)
+    for own in (beside / "annotated.h5ad", run / "alternatives" / "notes.txt"):
+        own.write_text("years of work")
+        with pytest.raises(InputError, match=f"found .*{own.name} in the run folder"):
+            checkpoints.check_free(run, True)
+        own.unlink()
+
+
+@pytest.mark.parametrize("place", [".", "..", "../here"])
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch, place):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="holds the folder that you are in"):
+        checkpoints.check_free(place, False)
+    checkpoints.check_free("run", False)

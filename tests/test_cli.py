@@ -390,6 +390,17 @@ def test_demo_with_another_data_set(command, small_demo, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_interrupted_demo_leaves_nothing(command, small_demo, tmp_path, monkeypatch):
+    def latent_space(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plots, "latent_space", latent_space)
+    done = command("demo", "--epochs", 2, "--out", "here")
+    assert done.code == 130
+    assert not listing(tmp_path)
+
+
+@pytest.mark.slow
 def test_demo(command, tmp_path):
     done = command("demo", "--epochs", 2, "--json")
     figures = assert_demo(done, tmp_path / "scvae_demo", 700)
@@ -529,7 +540,6 @@ TRAIN = [
     ("train fractional", "0% of the non-zero entries), expected counts"),
     ("train fractional", "(layer 'spliced' looks like counts)"),
     ("train fractional", "normalised data was probably given"),
-    ("train fractional", "(train --fractional round|allow)"),
     ("train nan", "found 1 values in X that are NaN or infinite"),
     ("train infinite", "found 1 values in X that are NaN or infinite"),
     ("train no_cells", "found 0 cells and 40 genes"),
@@ -651,6 +661,8 @@ LATER = [
     ("apply RUN cells --out taken/notes.txt", "found taken/notes.txt there already"),
     ("apply RUN negative --out taken/notes.txt --overwrite", "found 1 negative value"),
     ("apply RUN cells --out new.h5ad --missing-genes x", "found missing_genes='x'"),
+    ("train cells --likelihood-option name=x", "found options {'name': 'x'} for lik"),
+    ("apply RUN cells --out link.h5ad --overwrite", "found a link at link.h5ad"),
     ("demo --epochs 0", "found epochs=0"),
     ("demo --seed -1", "found seed=-1"),
     ("demo --out taken", "found taken/run, which is not a run folder"),
@@ -685,6 +697,7 @@ def folder(request, data, run, tmp_path):
             FILES[name](tmp_path / name, data.read_bytes())
         elif name.startswith("RUN_"):
             damage_run(shutil.copytree(run, tmp_path / name), name)
+    (tmp_path / "link.h5ad").symlink_to(tmp_path / "nowhere")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "run").mkdir()
     for place in ("taken", "taken/run"):
@@ -885,3 +898,21 @@ def test_other_errors_are_not_hidden(command, data, monkeypatch):
     monkeypatch.setattr(training, "fit_many", fit)
     with pytest.raises(RuntimeError, match="a bug"):
         command("train", data, "--out", "run")
+
+
+def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path):
+    code = """
+import os, pathlib, signal
+from scvae_jax import files, process
+
+def work():
+    with files.whole(pathlib.Path("file")) as part:
+        part.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+process.exit_code(work)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60)
+    assert done.returncode == 143
+    assert list(tmp_path.iterdir()) == []

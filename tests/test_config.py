@@ -314,3 +314,8 @@ def test_from_json_of_something_else(values):
 )
 def test_names_are_listed_in_short(n_names, at_most, text):
     assert listing(range(n_names), at_most) == text
+
+
+def test_a_likelihood_in_the_place_of_its_name():
+    with pytest.raises(InputError, match=r"expected a name, .*fit\(likelihood="):
+        ModelConfig(likelihood=("poisson", ()))

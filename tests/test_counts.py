@@ -965,3 +965,26 @@ def test_files_that_are_refused(tmp_path, kind):
     with pytest.raises(InputError, match=FILES[kind]) as caught:
         read_h5ad(tmp_path / "data.h5ad")
     assert "\n" not in str(caught.value)
+
+
+def test_counts_in_raw_are_named_and_rounding_is_not():
+    adata = make(normalised())
+    adata.raw = make(table())
+    with pytest.raises(InputError, match="raw.X looks like counts") as caught:
+        prepare(adata, DataConfig())
+    assert str(caught.value).endswith(
+        "(raw.X looks like counts: take adata.raw.to_adata())"
+    )
+    counts = prepare(adata.raw.to_adata(), DataConfig())
+    np.testing.assert_array_equal(counts.x.toarray(), table())
+
+
+def test_a_file_without_x(tmp_path):
+    adata = anndata.AnnData(obs=make().obs, var=make().var)
+    adata.layers["counts"] = table()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with pytest.raises(InputError, match="found no X, .* one of the layers: counts"):
+        prepare(backed, DataConfig())
+    counts = prepare(backed, DataConfig(layer="counts"))
+    np.testing.assert_array_equal(counts.x.toarray(), table())

@@ -280,9 +280,12 @@ def test_size_factors_are_those_of_the_genes_in_use(small):
 
 def test_names_that_repeat_cannot_tell_the_split(fitted, small):
     adata = small[::-1].copy()
-    adata.obs_names = ["cell"] * 120
+    adata.obs_names = [fitted.cells[0]] * 120
     with pytest.raises(InputError, match="found names of cells that repeat"):
         evaluation.split_of(adata, fitted)
+    # of cells that are all new
+    adata.obs_names = ["cell"] * 120
+    assert (evaluation.split_of(adata, fitted) == "new").all()
 
 
 def test_counts_in_another_place_than_for_fitting(fitted, small):

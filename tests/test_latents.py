@@ -105,3 +105,12 @@ def test_density_and_divergence_of_components_in_value_and_gradient(
             of(ours),
             of(plain),
         )
+
+
+def test_samples_of_a_full_covariance_keep_its_correlations():
+    correlation = jnp.array([[[0.0, 0.0], [5.0, 0.0]]])
+    prior = latents.components(jnp.zeros((1, 2)), jnp.zeros((1, 2)), correlation)
+    z = latents.sample(prior, jax.random.key(0), 20_000)
+    assert z.shape == (20_000, 1, 1, 2)
+    found = np.cov(np.asarray(z).reshape(-1, 2).T)
+    np.testing.assert_allclose(found, [[1.0, 5.0], [5.0, 26.0]], rtol=0.05)

@@ -415,14 +415,40 @@ def test_samples_have_the_moments(family):
 
 
 @pytest.mark.parametrize("name", sorted(set(likelihoods.FACTORIES) - {"gaussian"}))
-@pytest.mark.parametrize("x", [np.nan, -1.0, -2.5])
+@pytest.mark.parametrize("x", [np.nan, -1.0, -2.5, 3.5])
 def test_what_is_no_count_has_no_log_prob(name, x):
-    if name == "bernoulli":
-        pytest.skip("of data that is checked to be binary")
+    if x == 3.5 and likelihoods.from_name(name).support == "counts":
+        pytest.skip("these go on between whole numbers")
     params = {k: jnp.asarray(v, "float32") for k, v in MODERATE.items()}
     likelihood = likelihoods.from_name(name)
     assert np.isnan(likelihood.log_prob(jnp.full(N_GENES, x), params)).all()
     assert np.isfinite(likelihood.log_prob(jnp.zeros(N_GENES), params)).all()
+
+
+@pytest.mark.parametrize("rate", [0.9e7, 1.1e7, 1e10])
+def test_samples_of_immense_means(rate):
+    likelihood = likelihoods.poisson(mean="free")
+    log_mean = jnp.full(4000, np.log(rate), jnp.float32)
+    x = np.asarray(likelihood.sample(jax.random.key(0), {"log_mean": log_mean}))
+    # what float32 leaves of the mean, and five standard errors
+    mean = np.exp(np.float64(log_mean[0]))
+    assert abs(x.mean(dtype=np.float64) - mean) < 1e-6 * rate + 5 * np.sqrt(rate / 4000)
+    spread = max(rate, (2.0**-23 * rate) ** 2)
+    assert abs(x.var(dtype=np.float64) / spread - 1) < 0.3
+    # of integers of 32 bits all would be the same
+    assert len(np.unique(x)) > 20
+
+
+def test_samples_from_params_of_low_precision_are_whole_and_odd():
+    log_mean = jnp.full(100, 6.9, jnp.bfloat16)
+    x = likelihoods.poisson().sample(jax.random.key(0), {"log_mean": log_mean})
+    assert x.dtype == jnp.float32
+    assert (np.asarray(x) % 2 == 1).any()
+
+
+def test_an_option_that_is_called_name():
+    with pytest.raises(ValueError, match="found options {'name': 'poisson'} for"):
+        likelihoods.from_name("negative_binomial", **{"name": "poisson"})
 
 
 def test_cells_that_share_probabilities_have_classes_of_their_own():

@@ -482,3 +482,22 @@ def test_a_likelihood_per_batch_needs_batches():
 def test_an_unknown_likelihood_lists_the_known_ones():
     with pytest.raises(InputError, match="found likelihood 'zinb', expected one of po"):
         building.named_likelihood(ModelConfig(likelihood="zinb"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"thinning": 1.5},
+        {"dropout_input": -0.5},
+        {"dropout_hidden": 1.0},
+        {"dropout_decoder": 2},
+        {"n_latent": 0},
+        {"hidden_sizes": (8, 0)},
+    ],
+)
+def test_sizes_and_rates_out_of_range(given):
+    one = models.Modality("rna", 5, likelihoods.poisson())
+    name = next(iter(given)).split("_")[0].replace("hidden", "n_latent or hidden")
+    expected = "thinning or dropout" if name in ("thinning", "dropout") else "n_latent"
+    with pytest.raises(InputError, match=f"found {expected}"):
+        models.vae([one], **given)

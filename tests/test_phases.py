@@ -595,7 +595,11 @@ def test_a_sweep_keeps_its_rows_where_a_number_fails(types, monkeypatch):
             raise FloatingPointError("found non-finite gradients")
         summary = {"validation_bound": -1.0, "clusters_used": config.n_clusters}
         return SimpleNamespace(
-            model=None, params=None, alternatives=(), summary=summary
+            model=None,
+            params=None,
+            alternatives=(),
+            summary=summary,
+            split=np.array(["train", "test"]),
         )
 
     monkeypatch.setattr(sweep, "fit_many", fit_many)
@@ -613,6 +617,42 @@ def test_a_sweep_keeps_its_rows_where_a_number_fails(types, monkeypatch):
         pytest.raises(FloatingPointError, match="all fits of 2, 3 clusters ended"),
     ):
         sv.sweep_clusters(types, MIXTURE, n_clusters=(2, 3), seeds=(0,))
+
+
+def test_a_sweep_does_not_look_at_test_cells(types, monkeypatch):
+    seen = []
+
+    def cells_to_device(data, where):
+        seen.append(data.cells[where])
+        return selection.cells_to_device(data, where)
+
+    monkeypatch.setattr(sweep, "cells_to_device", cells_to_device)
+    train = sv.TrainConfig(epochs=2, test_fraction=0.2)
+    with pytest.warns(InputWarning):
+        sv.sweep_clusters(
+            types, MIXTURE, train, n_clusters=(2,), seeds=(0,), progress=False
+        )
+    assert [len(cells) for cells in seen] == [240]
+
+
+@pytest.mark.parametrize(("posterior", "times"), [("shared", 1), ("conditional", 3)])
+def test_decodes_count_where_compilers_are_chosen(types, monkeypatch, posterior, times):
+    asked = []
+
+    class Stop(Exception):
+        """Enough is known."""
+
+    def ahead(_, lowered, n_entries):
+        asked.append(n_entries)
+        if len(asked) == 2:
+            raise Stop
+        return lowered.compile
+
+    monkeypatch.setattr(phases, "ahead", ahead)
+    config = sv.ModelConfig(model="gmvae", n_clusters=3, posterior=posterior, **SMALL)
+    with pytest.raises(Stop):
+        fit_many(types, config)
+    assert asked[1] == 6 * 270 * 60 * times
 
 
 @pytest.mark.slow

@@ -352,3 +352,10 @@ def test_a_real_matrix_in_both_forms(shared, tmp_path):
     assert one.X.nnz == 23866 and abs(one.X - other.X).nnz == 0
     assert one.obs_names.equals(other.obs_names)
     assert one.var.equals(other.var)
+
+
+@pytest.mark.parametrize("url", ["cf.10xgenomics.com/x.h5", "https://a.org/folder/"])
+def test_what_is_no_address(tmp_path, url):
+    with pytest.raises(InputError, match="found the address .*change url"):
+        public.fetch(url, folder=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

@@ -25,7 +25,7 @@ def test_example_runs(code, tmp_path, monkeypatch):
     if "sv.compare" in code:
         assert names["found"].ranks["rank"].tolist() == [1, 2]
         assert names["found"].ranks["low"].notna().tolist() == [False, True]
-        assert (tmp_path / "comparison" / "differences.png").exists()
+        assert (tmp_path / "likelihoods" / "differences.png").exists()
     if "gmvae" in code:
         found = names["adata"].obs
         assert {"scvae_cluster", "scvae_cluster_confidence"} <= set(found)

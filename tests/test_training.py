@@ -431,7 +431,8 @@ def test_number_of_epochs(n_epochs, steps_per_epoch, expected):
 )
 def test_what_is_left_to_the_model(small, kind, rates, free_rate):
     names = ("thinning", "dropout_input", "dropout_hidden")
-    config = sv.ModelConfig(model=kind, n_clusters=1, n_latent=2, hidden_sizes=(8,))
+    own = {"n_clusters": 1} if kind == "gmvae" else {}
+    config = sv.ModelConfig(model=kind, n_latent=2, hidden_sizes=(8,), **own)
     found = fit(small, config)
     assert found.train_config.free_rate == free_rate
     assert tuple(getattr(found.config, name) for name in names) == rates
@@ -505,3 +506,27 @@ def test_real_data_trains_without_a_non_finite_step(shared, name, likelihood):
     assert result.summary["skipped_steps"] == 0
     bounds = [figures["validation_elbo"] for figures in result.history]
     assert np.isfinite(bounds).all() and bounds[-1] > bounds[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "own", "said"),
+    [
+        (
+            {"n_clusters": 3},
+            {"start": 0.2},
+            {},
+            "a vae does not read n_clusters, start",
+        ),
+        ({}, {"free_rate": 2.0}, {"optimizer": optax.sgd(1e-3)}, "not read free_rate"),
+        ({}, {"kl_warmup": 0.1}, {"kl_weight": lambda _: 1.0}, "not read kl_warmup"),
+    ],
+)
+def test_settings_that_nothing_reads_are_said(small, model, train, own, said):
+    config = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), **model)
+    with pytest.warns(InputWarning, match=said):
+        sv.fit(small, config, sv.TrainConfig(epochs=1, **train), progress=False, **own)
+
+
+def test_values_that_a_vae_does_not_read(small):
+    with pytest.raises(InputError, match="for free_nats_y and a vae, which does not"):
+        sv.fit_many(small, settings={"free_nats_y": [0, 1]})
