@@ -40,6 +40,21 @@ def test_an_interval_has_the_variance_of_seeds_and_of_cells(of_seeds, of_cells):
     assert (low + high) / 2 == pytest.approx((seeds + cells).mean(), abs=known**0.5 / 5)
 
 
+@pytest.mark.parametrize(("n_seeds", "percent"), [(2, 61), (3, 81), (5, 86)])
+def test_intervals_of_few_seeds_are_too_narrow_by_what_the_readme_says(
+    n_seeds, percent
+):
+    """Where seeds alone differ."""
+    rng = np.random.default_rng(0)
+    found = [
+        nested_interval([rng.normal(size=(n_seeds, 1))], n_resamples=300, seed=i)
+        for i in range(500)
+    ]
+    held = np.mean([low <= 0 <= high for low, high in found])
+    # some three standard errors or more
+    assert held == pytest.approx(percent / 100, abs=0.06)
+
+
 def test_splits_are_averaged():
     rng = np.random.default_rng(0)
     one = rng.normal(size=(4, 300))
