@@ -28,6 +28,7 @@ CELLS = {
     "pbmc68k_reduced": "ten types of blood cells, 765 genes",
     "simulated, 5 types": "five simulated types, 300 counts",
     "simulated, 12 types": "twelve simulated types, 600 counts",
+    "simulated, 7 types": "seven simulated types, 350 counts",
     "digits": "handwritten digits, 64 pixels",
     "paul15": "nineteen clusters of myeloid progenitors",
     "worm_neurons": "ten types of a worm's neurons, all genes",

@@ -17,6 +17,9 @@ from scvae_jax.scores import between, expect_scikit_learn
 from scvae_jax.selection import cells_to_device
 from scvae_jax.training import fit_many
 
+# how much less stable than the most stable peak a peak may be: of numbers too large some
+# are a little more stable than their neighbours, and that means nothing
+STABLE = 0.1
 FIGURES = ("validation_bound", "validation_bound_sd", "stability", "clusters_used")
 
 
@@ -43,10 +46,11 @@ def sweep_clusters(
         A row for each K: validation_bound (mean over seeds) and its standard deviation,
         stability (mean adjusted Rand index between pairs of seeds over all cells but
         test cells, where they use more than one cluster), clusters_used (mean), and
-        whether it is the recommended one: of those at least as stable as the next
-        smaller and the next larger number, the one with the best bound, or if there are
-        none the most stable (experiments/number_of_clusters.py). Figures are NaN where
-        every fit of a number ended early. `plots.cluster_sweep` draws it.
+        whether it is the recommended one: of the peaks, those at least as stable as the
+        next smaller and the next larger number, and within 0.1 of the most stable peak,
+        the one with the best bound, or if there are none the most stable
+        (experiments/number_of_clusters.py). Figures are NaN where every fit of a number
+        ended early. `plots.cluster_sweep` draws it.
 
     Raises:
         InputError: for data or settings that cannot be used.
@@ -94,11 +98,18 @@ def sweep_clusters(
         )
     rows.sort(key=lambda row: numbers.index(row["n_clusters"]))
     table = pd.DataFrame(rows)
-    return table.assign(recommended=_recommended(table))
+    return table.assign(recommended=recommended(table))
 
 
-def _recommended(table: pd.DataFrame) -> np.ndarray:
-    """Which row of a sweep is at a peak of stability, and there has the best bound."""
+def recommended(table: pd.DataFrame) -> np.ndarray:
+    """Which row of a sweep is at a peak of stability, and there has the best bound.
+
+    Args:
+        table: from `sweep_clusters`; n_clusters, stability and validation_bound.
+
+    Returns:
+        [rows] true for one, or for none if there is no stability.
+    """
     # without those that have no stability, be it that fits ended early
     judged = table.dropna(subset=["stability"]).sort_values("n_clusters")
     stability = judged["stability"]
@@ -107,5 +118,6 @@ def _recommended(table: pd.DataFrame) -> np.ndarray:
     if not peak.any():
         # the smallest and the largest have one neighbour, and are no peaks
         peak = stability == stability.max()
+    peak &= stability >= stability[peak].max() - STABLE
     bound = judged["validation_bound"].where(peak)
     return table.index == (bound.idxmax() if peak.any() else None)
