@@ -6,17 +6,18 @@
 Sets whose truth does not come from their RNA. `sv.sweep_clusters` fits mixtures of 2 to
 15 clusters, three seeds each, without labels. Four rules take a number from it: the one
 that it recommends, of those at least as stable as the next smaller and the next larger
-number and within 0.1 of the most stable of these, with the best bound; the one most stable between seeds; the smallest whose
-validation bound is within a standard error (over seeds) of the best; and of those
-within 0.02 of the most stable, the one with the best bound. The second and the third
-were there before any result, the last was made when each had failed on one of the
-first two sets, the first when all had failed on one of the first three; that the
-smallest and the largest number tried are no peaks was added when one had been taken on
-"simulated, depth 200", and the 0.1 when ten had been taken for the four lines; "7 types"
-alone was run after that. Fits of each number are then scored by the labels (ARI, mean
-over seeds), to be held against those with the true number and against the best of
-Leiden on principal components over its range of resolutions, which takes labels to find
-(on SCVI's latents: `clusters_against_peers.json`). Some ten minutes a set on one core.
+number and within 0.1 of the most stable of these, with the best bound; the one most
+stable between seeds; the smallest whose validation bound is within a standard error
+(over seeds) of the best; and of those within 0.02 of the most stable, the one with the
+best bound. The second and the third were there before any result, the last was made
+when each had failed on one of the first two sets, the first when all had failed on one
+of the first three; that the smallest and the largest number tried are no peaks was
+added when one had been taken on "simulated, depth 200", and the 0.1 when ten had been
+taken for the four lines; "7 types" alone was run after that. Fits of each number are
+then scored by the labels (ARI, mean over seeds), to be held against those with the true
+number and against the best of Leiden on principal components over its range of
+resolutions, which takes labels to find (on SCVI's latents:
+`clusters_against_peers.json`). Some ten minutes a set on one core.
 """
 
 import argparse
