@@ -17,8 +17,8 @@ from scvae_jax.scores import between, expect_scikit_learn
 from scvae_jax.selection import cells_to_device
 from scvae_jax.training import fit_many
 
-# how much less stable than the most stable peak a peak may be: of too large numbers some
-# are a little more stable than their neighbours by chance
+# how much less stable than the most stable peak a peak may be: some large numbers are a
+# little more stable than their neighbours by chance
 STABLE = 0.1
 FIGURES = ("validation_bound", "validation_bound_sd", "stability", "clusters_used")
 
