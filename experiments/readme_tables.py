@@ -29,6 +29,7 @@ CELLS = {
     "simulated, 5 types": "five simulated types, 300 counts",
     "simulated, 12 types": "twelve simulated types, 600 counts",
     "simulated, 7 types": "seven simulated types, 350 counts",
+    "simulated, 9 types": "nine simulated types, 450 counts",
     "digits": "handwritten digits, 64 pixels",
     "paul15": "nineteen clusters of myeloid progenitors",
     "worm_neurons": "ten types of a worm's neurons, all genes",

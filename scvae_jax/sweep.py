@@ -17,9 +17,11 @@ from scvae_jax.scores import between, expect_scikit_learn
 from scvae_jax.selection import cells_to_device
 from scvae_jax.training import fit_many
 
-# how much less stable than the most stable peak a peak may be: some large numbers are a
-# little more stable than their neighbours by chance
-STABLE = 0.1
+# how much stability weighs as much as the standard deviation of bounds between seeds;
+# anything from 0.03 to 0.1 chose the same (experiments/number_of_clusters.py)
+STABILITY_OF_A_DEVIATION = 0.05
+# instead of a division by nothing
+TINY = 1e-12
 FIGURES = ("validation_bound", "validation_bound_sd", "stability", "clusters_used")
 
 
@@ -46,11 +48,8 @@ def sweep_clusters(
         A row for each K: validation_bound (mean over seeds) and its standard deviation,
         stability (mean adjusted Rand index between pairs of seeds over all cells but
         test cells, where they use more than one cluster), clusters_used (mean), and
-        whether it is the recommended one: of the peaks, those at least as stable as the
-        next smaller and the next larger number, and within 0.1 of the most stable peak,
-        the one with the best bound, or if there are none the most stable
-        (experiments/number_of_clusters.py). Figures are NaN where every fit of a number
-        ended early. `plots.cluster_sweep` draws it.
+        whether it is the recommended one, see `recommended`. Figures are NaN where
+        every fit of a number ended early. `plots.cluster_sweep` draws it.
 
     Raises:
         InputError: for data or settings that cannot be used.
@@ -102,22 +101,24 @@ def sweep_clusters(
 
 
 def recommended(table: pd.DataFrame) -> np.ndarray:
-    """Which row of a sweep is at a peak of stability, and there has the best bound.
+    """Which row of a sweep has a good bound and is stable.
+
+    It has the highest sum of the validation bound, in standard deviations between seeds
+    (their root mean square over the rows), and of the stability, in units of
+    STABILITY_OF_A_DEVIATION: more clusters than there are raise the bound by less than
+    seeds differ, and seeds then disagree.
 
     Args:
-        table: from `sweep_clusters`; n_clusters, stability and validation_bound.
+        table: from `sweep_clusters`.
 
     Returns:
-        [rows] true for one, or for none if there is no stability.
+        [rows] true for one, or for none if no row has a stability.
     """
     # without those that have no stability, be it that fits ended early
-    judged = table.dropna(subset=["stability"]).sort_values("n_clusters")
-    stability = judged["stability"]
-    below, above = stability.shift(1), stability.shift(-1)
-    peak = (stability >= below) & (stability >= above)
-    if not peak.any():
-        # the smallest and the largest have one neighbour, and are no peaks
-        peak = stability == stability.max()
-    peak &= stability >= stability[peak].max() - STABLE
-    bound = judged["validation_bound"].where(peak)
-    return table.index == (bound.idxmax() if peak.any() else None)
+    judged = table.dropna(subset=["stability"])
+    if judged.empty:
+        return np.zeros(len(table), bool)
+    deviation = (judged["validation_bound_sd"] ** 2).mean() ** 0.5
+    score = judged["validation_bound"] / max(deviation, TINY)
+    score += judged["stability"] / STABILITY_OF_A_DEVIATION
+    return table.index == score.idxmax()

@@ -535,18 +535,16 @@ def test_denoise_as_of_another_batch(small):
 @pytest.mark.parametrize(
     ("numbers", "stability", "bounds", "expected"),
     [
-        # of two peaks the one with the better bound, in whatever order they were tried
-        ((2, 3, 4, 5, 6, 8), (0.3, 0.9, 0.6, 0.8, 0.7, 0.7), (1, 2, 3, 4, 5, 6), 5),
-        ((8, 6, 5, 4, 3, 2), (0.7, 0.7, 0.8, 0.6, 0.9, 0.3), (6, 5, 4, 3, 2, 1), 5),
-        # but for one that is much less stable
-        ((2, 3, 4, 5, 6), (0.3, 0.99, 0.7, 0.8, 0.7), (1, 2, 3, 4, 5), 3),
-        # an end is no peak; without one, the most stable
-        ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.95), (1, 2, 3, 4), 5),
-        ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.8), (1, 2, 3, 4), 2),
-        ((2, 3, 4, 5), (0.9, 0.5, 0.6, 0.4), (1, 2, 3, 4), 4),
+        # the bound gains less than seeds differ, and seeds disagree
+        ((2, 4, 6, 8), (0.3, 0.99, 0.9, 0.87), (-9, -4.04, -3.93, -3.91), 4),
+        ((8, 6, 4, 2), (0.87, 0.9, 0.99, 0.3), (-3.91, -3.93, -4.04, -9), 4),
+        # it gains more
+        ((2, 4, 6, 8), (0.95, 0.92, 0.84, 0.84), (-7.5, -7.25, -7.1, -6.8), 8),
+        # few are always stable
+        ((2, 3, 4, 5), (1.0, 0.99, 0.98, 0.97), (1, 2, 3, 4), 5),
         # one cluster has no stability, a number whose fits failed neither, nor one seed
-        ((1, 2, 3, 4), (np.nan, 0.9, 0.9, 0.5), (1, 2, 3, 4), 3),
-        ((2, 3, 4, 5, 6), (0.95, 0.7, 0.9, np.nan, 0.6), (1, 2, 3, np.nan, 5), 4),
+        ((1, 2, 3), (np.nan, 0.9, 0.9), (9, 2, 3), 3),
+        ((2, 3, 4), (0.7, np.nan, 0.6), (3, np.nan, 2), 2),
         ((2, 3), (np.nan, np.nan), (1, 2), None),
     ],
 )
@@ -554,8 +552,17 @@ def test_which_number_of_clusters_is_recommended(numbers, stability, bounds, exp
     columns = ("n_clusters", "stability", "validation_bound")
     values = (numbers, stability, bounds)
     table = pd.DataFrame(dict(zip(columns, values, strict=True)))
+    table["validation_bound_sd"] = np.where(np.isnan(bounds), np.nan, 0.1)
     found = table["n_clusters"][sweep.recommended(table)]
     assert list(found) == ([] if expected is None else [expected])
+
+
+def test_seeds_without_a_deviation_leave_the_bound():
+    table = pd.DataFrame(
+        {"n_clusters": [2, 3], "stability": [1.0, 0.9], "validation_bound": [1, 2]}
+    )
+    chosen = sweep.recommended(table.assign(validation_bound_sd=0.0))
+    assert list(chosen) == [False, True]
 
 
 @pytest.mark.parametrize(
