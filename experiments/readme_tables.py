@@ -187,7 +187,7 @@ def speed(result: dict) -> Rows:
         head = [f"{row['n_genes']:,}", f"`{row['likelihood']}`", row["task"]]
         times = f"{row['times_scvi']:.2f}"
         if "plain_times_scvi" in row:
-            times += f", {row['plain_times_scvi']:.2f}"
+            times += f" ({row['plain_times_scvi']:.2f})"
         rows.append([*head, *sides, times])
     return rows
 
