@@ -222,6 +222,8 @@ def main() -> None:
     every = readme_tables.TOOLS
     parser.add_argument("--tools", nargs="*", default=list(every), choices=every)
     arguments = parser.parse_args()
+    if "scvi" in arguments.tools and not arguments.scvi:
+        parser.error("found no Python for scvi, give --scvi or other --tools")
     arguments.work.mkdir(exist_ok=True)
     for name in arguments.only:
         read_set, k, options, _ = clusters.SETS[name]
