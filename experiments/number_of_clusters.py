@@ -12,10 +12,10 @@ The last three were there before the first, and each fails on some sets. What is
 recommended was at first the best bound among peaks of stability; that took ten clusters
 for the four lines once every number was tried, and three for "7 types", and was
 replaced: with 0.03 to 0.1 of stability for a standard deviation of the bound the rule
-as it is chooses well on all sets but "9 types", which alone was run after that. Fits of
-each number are then scored by the labels (ARI, mean over seeds), to be held against
-those with the true number and against the best of Leiden on principal components over
-its range of resolutions, which takes labels to find (on SCVI's latents:
+as it is leads to the same clusters on all sets until then; "9 types" alone was run
+after that. Fits of each number are then scored by the labels (ARI, mean over seeds), to
+be held against those with the true number and against the best of Leiden on principal
+components over its range of resolutions, which takes labels to find (on SCVI's latents:
 `clusters_against_peers.json`). Some ten minutes a set on one core.
 """
 
