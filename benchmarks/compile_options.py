@@ -20,11 +20,6 @@ from scvae_jax import compiling
 from scvae_jax.config import ModelConfig
 
 OPTIONS = {"default": {}, "fits": compiling.ENOUGH, "short fits": compiling.SOON}
-LIKELIHOODS = (
-    "poisson",
-    "negative_binomial",
-    "zero_inflated_negative_binomial",
-)
 
 
 def measure(likelihood: str, n_genes: int, repeats: int) -> dict:
@@ -69,7 +64,7 @@ def rows(repeats: int) -> list[dict]:
     return [
         measure(likelihood, n_genes, repeats)
         for n_genes in (2000, 20_000)
-        for likelihood in LIKELIHOODS
+        for likelihood in floor.LIKELIHOODS
     ]
 
 

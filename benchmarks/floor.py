@@ -25,6 +25,12 @@ from scvae_jax.networks import matmul_of
 
 BATCH_SIZE = 128
 DENSITY = 0.1
+# and their numbers of heads
+LIKELIHOODS = {
+    "poisson": 1,
+    "negative_binomial": 1,
+    "zero_inflated_negative_binomial": 2,
+}
 
 
 def plain_config(**options: Any) -> ModelConfig:
@@ -167,24 +173,19 @@ def ours(
 def measure(n_genes: int, repeats: int) -> list[dict]:
     """Our steps against the floor, and the floor by part."""
     cells = cells_of(n_genes)
-    likelihoods = {
-        "poisson": 1,
-        "negative_binomial": 1,
-        "zero_inflated_negative_binomial": 2,
-    }
     programs = {f"floor {heads}": floor(n_genes, heads, 128) for heads in (1, 2)}
     for part in ("products", "optimiser"):
         for heads in (1, 2):
             programs[f"{part} {heads}"] = floor(n_genes, heads, 128, parts=(part,))
     by_default = jax.stages.Lowered.compile
-    for name in likelihoods:
+    for name in LIKELIHOODS:
         config = plain_config(likelihood=name)
         programs[name] = ours(config, n_genes, cells)
         more = ours(config, n_genes, cells, compiled=by_default)
         programs[f"{name}, XLA's default"] = more
     times = step_seconds(programs, repeats)
     rows = []
-    for name, heads in likelihoods.items():
+    for name, heads in LIKELIHOODS.items():
         # operations of 2 + 3 heads products of [B, G] and [G, 128]
         operations = 2.0 * BATCH_SIZE * n_genes * 128 * (2 + 3 * heads)
         products = times[f"products {heads}"]

@@ -46,11 +46,11 @@ from scvae_jax.counts import prepare
 
 SECTIONS = ("floor", "peers", "original", "growth", "accelerator")
 SIZES = {2000: 10_000, 20_000: 4_000}
-# ours -> SCVI's name, and the number of heads
+# ours -> SCVI's name
 LIKELIHOODS = {
-    "poisson": ("poisson", 1),
-    "negative_binomial": ("nb", 1),
-    "zero_inflated_negative_binomial": ("zinb", 2),
+    "poisson": "poisson",
+    "negative_binomial": "nb",
+    "zero_inflated_negative_binomial": "zinb",
 }
 K = 8
 
@@ -75,13 +75,13 @@ def beside_scvi(
     python: str,
     repeats: int,
 ) -> list[dict]:
-    theirs, n_heads = LIKELIHOODS[likelihood]
-    mine = [ours(adata, likelihood, n_heads, repeats)]
+    theirs = LIKELIHOODS[likelihood]
+    mine = [ours(adata, likelihood, repeats)]
     sides = {"scvi": scvi(python, path, theirs, repeats)}
     if theirs != "zinb":
         sides["jaxscvi"] = scvi(python, path, theirs, repeats, "--jax")
     # once more, as the machine may have drifted
-    mine.append(ours(adata, likelihood, n_heads, repeats))
+    mine.append(ours(adata, likelihood, repeats))
     sides["scvae_jax"] = {
         name: statistics.mean(times[name] for times in mine) for name in mine[0]
     }
@@ -109,9 +109,7 @@ def beside_scvi(
     return rows
 
 
-def ours(
-    adata: anndata.AnnData, likelihood: str, n_heads: int, repeats: int
-) -> dict[str, float]:
+def ours(adata: anndata.AnnData, likelihood: str, repeats: int) -> dict[str, float]:
     """Seconds of an epoch of training, of encoding all cells, and of N_STEPS floors.
 
     Training is with the default thinning and dropout, and "plain", with neither.
@@ -126,7 +124,7 @@ def ours(
     def encode() -> np.ndarray:
         return np.asarray(placing.encode_cells(model, params, cells)[0])
 
-    least = floor.floor(adata.n_vars, n_heads, 128)
+    least = floor.floor(adata.n_vars, floor.LIKELIHOODS[likelihood], 128)
     programs = {"train": train, "train_plain": plain, "encode": encode, "floor": least}
     return seconds(programs, repeats)
 

@@ -107,6 +107,22 @@ def of_scvi(python: str, cells: anndata.AnnData, options: dict, seed: int) -> di
         return dict(np.load(out)) | {"versions": known}
 
 
+def of_tool(
+    tool: str,
+    cells: anndata.AnnData,
+    k: int,
+    options: dict,
+    seed: int,
+    python: str,
+) -> dict:
+    """What `of_scvi` or `of_ours` finds, the latter of a mixture ("own") or a VAE."""
+    if tool == "scvi":
+        return of_scvi(python, cells, options, seed)
+    mixture = sv.ModelConfig(model="gmvae", n_clusters=k)
+    config = mixture if tool == "own" else sv.ModelConfig()
+    return of_ours(cells, config, options, seed)
+
+
 def of_components(cells: anndata.AnnData) -> dict:
     """30 principal components of log-normalised expression; thinned cells on them."""
     logged, depth = {}, float(np.median(np.asarray(cells.X.sum(axis=1))))
@@ -230,17 +246,6 @@ def main() -> None:
         adata, labels = read_set(arguments.data)
         cells = prepared(adata)
         held_out = np.flatnonzero((cells.obs["split"] != "train").to_numpy())
-        made = {
-            "own": lambda seed, cells=cells, k=k, options=options: of_ours(
-                cells, sv.ModelConfig(model="gmvae", n_clusters=k), options, seed
-            ),
-            "vae": lambda seed, cells=cells, options=options: of_ours(
-                cells, sv.ModelConfig(), options, seed
-            ),
-            "scvi": lambda seed, cells=cells, options=options: of_scvi(
-                arguments.scvi, cells, options, seed
-            ),
-        }
         found = {tool: [] for tool in arguments.tools}
         peer_versions = {}
         for tool in arguments.tools:
@@ -248,9 +253,10 @@ def main() -> None:
                 # without a seed of their own
                 fit = of_components(cells)
             for seed in arguments.seeds:
-                if tool in made:
+                if tool != "components":
                     file = f"clusters.{tool}.{name.replace(', ', '.')}.{seed}.npz"
-                    fit = kept(partial(made[tool], seed), arguments.work / file)
+                    given = (tool, cells, k, options, seed, arguments.scvi)
+                    fit = kept(partial(of_tool, *given), arguments.work / file)
                 if tool == "scvi":
                     peer_versions = json.loads(str(fit["versions"]))
                 if tool == "own":
