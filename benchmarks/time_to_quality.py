@@ -32,7 +32,7 @@ SETS = {
 }
 OPTIONS = ["--split-key", "split", "--likelihood", "negative_binomial"]
 OPTIONS += ["--latent-size", "10", "--learning-rate", "0.01"]
-# one layer, as SCVI has: two are better in the end, not in a hundred steps
+# one layer, as SCVI has
 OPTIONS += ["--hidden-sizes", "128"]
 
 

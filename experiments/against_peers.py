@@ -7,12 +7,17 @@ Both train on cells marked train, each fit in a process of its own and with noth
 kept from the one before; ours is the command `scvae-jax train` at its defaults, which
 stops by the validation cells. Test cells are scored by importance-weighted bounds of
 500 samples, averaged over cells, and compared cell by cell; intervals are nested
-bootstraps over seeds and cells. Seconds are those of the process: ours from its start
-to a saved run, SCVI's from the start of its imports to the end of its training;
-`taskset` holds both to the same core. A fit that `--work` has already is not made
-again; SCVI takes hours (worm_neurons: half an hour a fit on one core). With
-`--accelerator gpu` SCVI trains on a GPU, and with `--jobs` several fits are made at a
-time: such fits give bounds and no seconds. What `--out` has and `--work` has not stays.
+bootstraps over seeds and cells. Beside them the share explained, (ours - null) /
+(SCVI's - null), where the null is depth x the mean profile of the training cells; if
+SCVI is below the null there is none.
+Seconds are those of the process: ours from its start to a saved run, SCVI's from the
+start of its imports to the end of its training; `taskset` holds both to the same core.
+
+A fit that `--work` has already is not made again; SCVI takes hours (worm_neurons: half
+an hour a fit on one core). With `--accelerator gpu` SCVI trains on a GPU, and with
+`--jobs` several fits are made at a time: such fits, and those of `--untimed`, give
+bounds and no seconds. Bounds of each test cell are kept beside `--out` (.npz), so that
+seeds can be added; what `--out` has and they have not stays.
 """
 
 import argparse
@@ -28,13 +33,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata
+import common
 import numpy as np
 import readme_tables
 from sklearn.metrics import adjusted_rand_score
 
 import scvae_jax as sv
 from scvae_jax import evaluation, scores, selection
+from scvae_jax.baselines import null_log_prob
+from scvae_jax.building import named_likelihood
 from scvae_jax.checkpoints import versions
+from scvae_jax.counts import prepare
 from scvae_jax.files import whole
 from scvae_jax.ranking import nested_interval
 
@@ -127,7 +136,7 @@ def peer(
 def save(file: Path, row: dict) -> None:
     """Keep a fit: what is there is whole."""
     with whole(file) as part:
-        np.savez(part, **row)
+        np.savez(part, **row, commit=str(common.commit()))
 
 
 def figures(row: dict, labels: np.ndarray | None, seed: int) -> dict:
@@ -148,10 +157,10 @@ def figures(row: dict, labels: np.ndarray | None, seed: int) -> dict:
     return found
 
 
-def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
+def compared(bounds: dict[str, dict[int, np.ndarray]], seeds: list[int]) -> dict:
     """Differences of importance-weighted bounds, ours minus theirs, in nats a cell."""
     stacked = {
-        tool: np.stack([rows[tool][seed]["marginal"] for seed in seeds]).astype(float)
+        tool: np.stack([bounds[tool][seed] for seed in seeds]).astype(float)
         for tool in TOOLS
     }
     differences = stacked["scvae_jax"] - stacked["scvi"]
@@ -168,6 +177,14 @@ def compared(rows: dict[str, dict[int, dict]], seeds: list[int]) -> dict:
         "interval": interval and list(interval),
         "relative_gain": float(differences.mean() / -stacked["scvi"].mean()),
     }
+
+
+def null_of(adata: anndata.AnnData, likelihood: str, batch_key: str | None) -> float:
+    """Mean log-probability of the test cells under depth x the mean profile."""
+    data = prepare(adata, sv.DataConfig(batch_key=batch_key, split_key="split"))
+    family = named_likelihood(sv.ModelConfig(likelihood=likelihood))
+    train, test = (data.split == part for part in ("train", "test"))
+    return float(null_log_prob(family, data, train, test).mean(dtype=np.float64))
 
 
 def timed(fits: list[dict]) -> dict:
@@ -187,11 +204,75 @@ def timed(fits: list[dict]) -> dict:
         tool: statistics.median(of_seed[seed] for seed in seeds)
         for tool, of_seed in seconds.items()
     }
-    return {
-        "timed_seeds": seeds,
-        "seconds": medians,
-        "times_faster": medians["scvi"] / medians["scvae_jax"],
+    faster = medians["scvi"] / medians["scvae_jax"]
+    return {"timed_seeds": seeds, "seconds": medians, "times_faster": faster}
+
+
+def file_of(work: Path, name: str, likelihood: str, tool: str, seed: int) -> Path:
+    """Where a fit is kept."""
+    return work / f"{tool}.{name}.{likelihood}.{seed}.npz"
+
+
+def of_cells(out: Path) -> Path:
+    """Where bounds of test cells are kept."""
+    return out.with_suffix(".npz")
+
+
+def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """All that is known: the figures, and the bounds of each test cell of each fit."""
+    old = json.loads(out.read_text()) if out.exists() else {}
+    rows = {(row["set"], row["likelihood"]): row for row in old.get("rows", ())}
+    fits = {tuple(fit[name] for name in NAMES): fit for fit in old.get("fits", ())}
+    known_versions = old.get("versions", {}) | versions()
+    kept = dict(np.load(of_cells(out))) if of_cells(out).exists() else {}
+    for name in SETS:
+        adata = anndata.read_h5ad(data / f"{name}.h5ad")
+        labels = adata.obs.get("cell_type")
+        labels = None if labels is None else labels.astype(str).to_numpy()
+        for likelihood in LIKELIHOODS:
+            bounds = {tool: {} for tool in TOOLS}
+            new = {}
+            for tool, seed in itertools.product(TOOLS, range(100)):
+                place = (name, likelihood, tool, seed)
+                file = file_of(work, *place)
+                if file.exists():
+                    found = new[place] = dict(np.load(file))
+                    kept[file.stem] = found["marginal"].astype(np.float32)
+                    known_versions |= json.loads(str(found.get("versions", "{}")))
+                if file.stem in kept:
+                    bounds[tool][seed] = kept[file.stem]
+            seeds = sorted(set(bounds["scvae_jax"]) & set(bounds["scvi"]))
+            row = rows.get((name, likelihood), {"seeds": []})
+            renewed = len(seeds) >= len(row["seeds"])
+            for place, found in new.items():
+                fit = dict(zip(NAMES, place, strict=True))
+                fit |= figures(found, labels, place[-1])
+                fit |= {"commit": str(found["commit"])}
+                old_fit = fits.get(place, fit)
+                # what it took when it was last made with nothing beside it
+                seconds = fit["seconds"] or old_fit["seconds"]
+                fits[place] = (fit if renewed else old_fit) | {"seconds": seconds}
+            if seeds and renewed:
+                row |= {"set": name, "likelihood": likelihood}
+                row |= compared(bounds, seeds)
+            if not row["seeds"]:
+                continue
+            if "null" not in row:
+                row["null"] = null_of(adata, likelihood, SETS[name])
+            gain, theirs = (row["bounds"][tool] - row["null"] for tool in TOOLS)
+            row["share_explained"] = gain / theirs if theirs > 0 else None
+            own = [fit for key, fit in fits.items() if key[:2] == (name, likelihood)]
+            rows[name, likelihood] = row | timed(own)
+    of_rows = itertools.product(SETS, LIKELIHOODS)
+    of_fits = itertools.product(SETS, LIKELIHOODS, TOOLS, range(100))
+    result = {
+        "rows": [rows[place] for place in of_rows if place in rows],
+        "fits": [fits[place] for place in of_fits if place in fits],
+        "n_samples": N_SAMPLES,
+        "versions": known_versions,
+        "cores": len(os.sched_getaffinity(0)),
     }
+    return result, kept
 
 
 def main() -> None:
@@ -207,20 +288,19 @@ def main() -> None:
     parser.add_argument("--tools", nargs="*", default=TOOLS, choices=TOOLS)
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--untimed", action="store_true", help="other work runs beside")
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
 
-    def file_of(tool: str, name: str, likelihood: str, seed: int) -> Path:
-        return arguments.work / f"{tool}.{name}.{likelihood}.{seed}.npz"
-
     timed_here = arguments.jobs == 1 and arguments.accelerator == "cpu"
+    timed_here &= not arguments.untimed
 
     def make(place: tuple[int, str, str]) -> None:
         seed, name, likelihood = place
         given = (arguments.data / f"{name}.h5ad", likelihood, seed, SETS[name])
-        known = file_of("scvi", name, likelihood, seed).exists()
+        known = file_of(arguments.work, name, likelihood, "scvi", seed).exists()
         for tool in arguments.tools:
-            file = file_of(tool, name, likelihood, seed)
+            file = file_of(arguments.work, name, likelihood, tool, seed)
             if file.exists() or (arguments.known and not known):
                 continue
             if tool == "scvae_jax":
@@ -236,44 +316,9 @@ def main() -> None:
     places = itertools.product(arguments.seeds, arguments.only, arguments.likelihoods)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(make, places))
-    old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    rows = {(row["set"], row["likelihood"]): row for row in old.get("rows", ())}
-    fits = {tuple(fit[name] for name in NAMES): fit for fit in old.get("fits", ())}
-    known_versions = old.get("versions", {}) | versions()
-    for name, likelihood in itertools.product(SETS, LIKELIHOODS):
-        found = {tool: {} for tool in TOOLS}
-        obs = anndata.read_h5ad(arguments.data / f"{name}.h5ad", backed="r").obs
-        labels = obs["cell_type"].astype(str).to_numpy() if "cell_type" in obs else None
-        for tool, seed in itertools.product(TOOLS, range(100)):
-            file = file_of(tool, name, likelihood, seed)
-            if file.exists():
-                row = found[tool][seed] = dict(np.load(file))
-                known_versions |= json.loads(str(row.get("versions", "{}")))
-                place = (name, likelihood, tool, seed)
-                fit = figures(row, labels, seed)
-                if fit["seconds"] is None:
-                    # what it took when it was last made with nothing beside it
-                    fit["seconds"] = fits.get(place, fit)["seconds"]
-                fits[place] = dict(zip(NAMES, place, strict=True)) | fit
-        seeds = sorted(set(found["scvae_jax"]) & set(found["scvi"]))
-        row = rows.get((name, likelihood), {"seeds": []})
-        if seeds and len(seeds) >= len(row["seeds"]):
-            row = {"set": name, "likelihood": likelihood} | compared(found, seeds)
-        if row["seeds"]:
-            own = [
-                fit for place, fit in fits.items() if place[:2] == (name, likelihood)
-            ]
-            rows[name, likelihood] = row | timed(own)
-    of_rows = itertools.product(SETS, LIKELIHOODS)
-    of_fits = itertools.product(SETS, LIKELIHOODS, TOOLS, range(100))
-    result = {
-        "rows": [rows[place] for place in of_rows if place in rows],
-        "fits": [fits[place] for place in of_fits if place in fits],
-        "n_samples": N_SAMPLES,
-        "versions": known_versions,
-        "cores": len(os.sched_getaffinity(0)),
-    }
+    result, kept = gathered(arguments.data, arguments.work, arguments.out)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    np.savez_compressed(of_cells(arguments.out), **kept)
     print("\n".join(readme_tables.lines_of(readme_tables.against_peers(result))))
 
 

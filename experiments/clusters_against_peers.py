@@ -13,7 +13,7 @@ has. Cells that were not trained on are then thinned to a half and a quarter of 
 counts: the share that keeps its cluster (for peers and a VAE of ours, at its defaults:
 the nearest centre of k-means), and the share of its 15 neighbours among all cells that
 each keeps. Fits that --work has are not made again, and with --tools those of others
-stay as --out has them.
+stay as --out has them, which must be of the same seeds.
 """
 
 import argparse
@@ -241,6 +241,11 @@ def main() -> None:
     if "scvi" in arguments.tools and not arguments.scvi:
         parser.error("found no Python for scvi, give --scvi or other --tools")
     arguments.work.mkdir(exist_ok=True)
+    before = {row["set"]: row for row in common.written(arguments.out)}
+    for name in arguments.only:
+        seeds = before.get(name, {}).get("seeds", arguments.seeds)
+        if seeds != arguments.seeds and set(arguments.tools) != set(every):
+            parser.error(f"found seeds {seeds} of {name}, give these or all --tools")
     for name in arguments.only:
         read_set, k, options, _ = clusters.SETS[name]
         adata, labels = read_set(arguments.data)
@@ -266,11 +271,12 @@ def main() -> None:
                     row |= of_leiden(fit["latent"], labels, k, seed)
                 found[tool].append(row)
                 print(name, seed, tool, row, flush=True)
-        before = {row["set"]: row for row in common.written(arguments.out)}
+        old = before.get(name, {})
         row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
         row |= {"seeds": arguments.seeds}
         row |= {tool: common.spread(of) for tool, of in found.items()}
-        row = before.get(name, {}) | row
+        commits = dict.fromkeys(found, common.commit())
+        row = old | row | {"commit": old.get("commit", {}) | commits}
         known = peer_versions | {"scanpy": metadata.version("scanpy")}
         common.add_row(
             arguments.out, row, lambda row: SETS.index(row["set"]), versions=known

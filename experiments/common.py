@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,15 @@ def agreement(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def spread(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation and minimum over seeds of each figure."""
+    """Mean, minimum and (of two or more) standard deviation over seeds."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
     return {
         name: {
-            "mean": float(np.mean([row[name] for row in rows])),
-            "sd": float(np.std([row[name] for row in rows], ddof=1)),
-            "min": float(np.min([row[name] for row in rows])),
+            "mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "min": float(np.min(values)),
         }
-        for name in rows[0]
+        for name, values in columns.items()
     }
 
 
@@ -39,18 +42,32 @@ def fits_of(fitted: sv.Fitted) -> list[sv.Fitted]:
     return sorted((fitted, *fitted.alternatives), key=lambda f: f.train_config.seed)
 
 
+def commit() -> str | None:
+    """The commit that is run, with "+" where code was changed since."""
+    git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True)
+    head = git(["git", "rev-parse", "--short", "HEAD"])
+    if head.returncode:
+        return None
+    changed = git(["git", "diff", "--quiet", "HEAD", "--", "*.py", "../*.py"])
+    return head.stdout.decode().strip() + "+" * bool(changed.returncode)
+
+
 def written(out: Path, part: str = "rows") -> Any:
     """The rows that are there already, or another part of the JSON."""
     return json.loads(out.read_text())[part] if out.exists() else []
 
 
 def add_row(out: Path, row: dict, place: Callable, **more: Any) -> None:
-    """Write a row beside the others, in their places, instead of one in its place."""
+    """Write a row beside the others, in their places, instead of one in its place.
+
+    It names the commit that is run, or that which it names.
+    """
     # read again: another run may have written rows meanwhile
     kept = [other for other in written(out) if place(other) != place(row)]
     # those of peers that have not run now stay
     known = dict(written(out, "versions")) | versions()
     known |= {"python": platform.python_version()}
+    row = row if "commit" in row else row | {"commit": commit()}
     result = {"rows": sorted([*kept, row], key=place)}
     result |= {"versions": known | more.pop("versions", {})}
     result |= {"cores": len(os.sched_getaffinity(0))} | more

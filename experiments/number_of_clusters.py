@@ -147,7 +147,8 @@ def main() -> None:
         common.add_row(arguments.out, row, place)
     # those of former runs by the rules as they are now
     for row in common.written(arguments.out):
-        common.add_row(arguments.out, row | judged(pd.DataFrame(row["sweep"])), place)
+        row |= {"commit": row.get("commit")} | judged(pd.DataFrame(row["sweep"]))
+        common.add_row(arguments.out, row, place)
 
 
 if __name__ == "__main__":

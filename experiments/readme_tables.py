@@ -66,9 +66,9 @@ def against_peers(result: dict) -> Rows:
             difference += " ({:+.2f} to {:+.2f})".format(*row["interval"])
         bounds = [f"{row['bounds'][tool]:.2f}" for tool in ("scvae_jax", "scvi")]
         head = [row["set"], f"`{row['likelihood']}`", str(len(row["seeds"]))]
-        faster = row["times_faster"]
-        faster = "–" if faster is None else f"{faster:.1f}"
-        rows.append([*head, *bounds, difference, faster])
+        last = [(row["share_explained"], ".2f"), (row["times_faster"], ".1f")]
+        last = ["–" if value is None else f"{value:{form}}" for value, form in last]
+        rows.append([*head, *bounds, difference, *last])
     return rows
 
 
@@ -148,7 +148,9 @@ def number_of_clusters(result: dict) -> Rows:
             if tried["n_clusters"] == number
         )
         in_use = f" ({used:.0f} in use)" if round(used) < number else ""
-        return f"{number}{in_use}: {row['ari'][str(number)]['mean']:.3f}"
+        # a number that a rule of later than the run takes was not scored
+        ari = row["ari"].get(str(number))
+        return f"{number}{in_use}: " + (f"{ari['mean']:.3f}" if ari else "–")
 
     return [
         [

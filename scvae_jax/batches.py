@@ -101,8 +101,15 @@ def to_device(
         The cells.
 
     Raises:
-        InputError: from 2^31 rows on.
+        InputError: from 2^31 rows on, and for cells in another form.
     """
+    canonical = x.format == "csr" and x.has_canonical_format
+    if not (canonical and len(depth) == len(categorical) == x.shape[0]):
+        raise InputError(
+            f"found x of format {x.format} and shape {x.shape}, with {len(depth)} "
+            f"depths and {len(categorical)} codes, expected csr in canonical form and "
+            "one of each for a cell, convert it (tocsr, sum_duplicates)"
+        )
     n_nonzero = np.diff(x.indptr)
     n_rows = -(-n_nonzero // ROW)
     end = np.cumsum(n_rows, dtype=np.int64)

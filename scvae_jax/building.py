@@ -1,6 +1,7 @@
 """The likelihood and the model that a configuration describes."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,29 @@ def conditions_on_total(config: ModelConfig) -> bool:
     return counted and config.likelihood_options.get("mean", "library") == "library"
 
 
+def linked(
+    likelihood: Likelihood, n_genes: int, n_batches: int, *, depth: float
+) -> Any:
+    """The params that a likelihood gives a cell for heads of many values.
+
+    Args:
+        likelihood: any.
+        n_genes: G.
+        n_batches: number of batches, 0 where there is no batch covariate.
+        depth: of the cell.
+
+    Returns:
+        What its link returns, for a batch of one cell.
+    """
+    heads = {}
+    for head in likelihood.heads:
+        shape = (1, n_genes, *head.shape)
+        heads[head.name] = jnp.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
+    free = initial_free(Modality("rna", n_genes, likelihood), max(n_batches, 1))
+    batch = jnp.zeros(1, jnp.int32) if n_batches else None
+    return likelihood.link(heads, free, Covariates(jnp.full(1, depth), batch))
+
+
 def expect_one_log_prob_of_zero(
     likelihood: Likelihood, n_genes: int, n_batches: int
 ) -> None:
@@ -110,13 +134,7 @@ def expect_one_log_prob_of_zero(
     """
     if likelihood.log_prob_zero is None:
         return
-    heads = {}
-    for head in likelihood.heads:
-        shape = (1, n_genes, *head.shape)
-        heads[head.name] = jnp.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
-    free = initial_free(Modality("rna", n_genes, likelihood), max(n_batches, 1))
-    batch = jnp.zeros(1, jnp.int32) if n_batches else None
-    params = likelihood.link(heads, free, Covariates(jnp.full(1, 100.0), batch))
+    params = linked(likelihood, n_genes, n_batches, depth=100.0)
     general = likelihood.log_prob(jnp.zeros((1, n_genes)), params)
     closed = likelihood.log_prob_zero(params)
     if not np.allclose(general, closed, rtol=1e-3, atol=1e-3, equal_nan=True):

@@ -19,7 +19,7 @@ import scipy.sparse
 
 from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
-from scvae_jax.building import conditions_on_total
+from scvae_jax.building import conditions_on_total, linked
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
 from scvae_jax.counts import expect_anndata, gene_names, make_actual, n_fractional
@@ -229,7 +229,8 @@ def _fits_of(
             "genes": np.array_equal(model.genes, first.genes),
             "batches": model.batches == first.batches,
             "split": np.array_equal(split_of(adata, model), split_of(adata, first)),
-            "mean option": _mean_option(model) == _mean_option(first),
+            # whether the total of a cell is given or explained: scores differ for it
+            "reading of a cell's depth": _reads_depth(model) == _reads_depth(first),
         }
         odd = [what for what, is_same in same.items() if not is_same]
         if odd:
@@ -256,9 +257,13 @@ def _is_given_total(fitted: Fitted) -> bool:
     return named and conditions_on_total(fitted.config)
 
 
-def _mean_option(model: Fitted) -> str:
-    """Whether the total of a cell is given or explained; scores differ for it alone."""
-    return model.config.likelihood_options.get("mean", "library")
+def _reads_depth(fitted: Fitted) -> bool:
+    sizes = {"n_genes": len(fitted.genes), "n_batches": len(fitted.batches)}
+    few, many = (
+        linked(fitted.likelihood, **sizes, depth=depth) for depth in (100.0, 200.0)
+    )
+    same = jax.tree.map(np.array_equal, few, many)
+    return not all(jax.tree.leaves(same))
 
 
 class _Measured(NamedTuple):

@@ -23,7 +23,13 @@ import numpy as np
 import pandas as pd
 
 from scvae_jax.building import from_config, named_likelihood
-from scvae_jax.checks import InputError, is_lack_of_memory, listing, one_line
+from scvae_jax.checks import (
+    InputError,
+    expect,
+    is_lack_of_memory,
+    listing,
+    one_line,
+)
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig, from_json
 from scvae_jax.files import expect_writable, whole_folder
 from scvae_jax.likelihoods import Likelihood
@@ -258,14 +264,20 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             f"found no {error} in {path / 'config.json'}, expected a whole run folder, "
             "fit again"
         ) from None
-    if likelihood is None and not own_likelihood:
-        likelihood = named_likelihood(model_config)
-    elif likelihood is None or likelihood.name != name:
-        given = "none" if likelihood is None else repr(likelihood.name)
+    given = "none" if likelihood is None else repr(likelihood.name)
+    if own_likelihood and (likelihood is None or likelihood.name != name):
         raise InputError(
             f"found {given} given for a run of likelihood {name!r}, expected that "
             "likelihood, pass it: load(path, likelihood=...)"
         )
+    if not own_likelihood:
+        expect(
+            likelihood is None,
+            f"{given} given for a run of the named likelihood {name!r}",
+            "none, as its options are in the run",
+            "leave it out",
+        )
+        likelihood = named_likelihood(model_config)
     genes, history = _read_json(path / "genes.json"), _read_json(path / "history.json")
     # of other files in the folder nothing is read; alternatives look at their own, and
     # this at the settings that have the sums of those
@@ -317,7 +329,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         summary=summary,
         versions=versions,
         alternatives=tuple(
-            load(path / folder, likelihood=likelihood)
+            load(path / folder, likelihood=likelihood if own_likelihood else None)
             for folder in sorted({"/".join(name.split("/")[:2]) for name in saved})
             if folder.startswith("alternatives/")
         ),

@@ -11,7 +11,7 @@ import anndata
 import pandas as pd
 
 from scvae_jax import plots
-from scvae_jax.checks import InputError, check_count, listing
+from scvae_jax.checks import InputError, check_count, listing, plain
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
 from scvae_jax.files import whole
 from scvae_jax.ledger import (
@@ -134,12 +134,21 @@ def compare(
     """
     train_config = train_config or TrainConfig()
     entries = entries_of(likelihoods, models, config or ModelConfig())
+    names = [entry_name(*key) for key in entries]
     check_count("seeds", seeds, 1, 2**10)
     check_count("splits", splits, 1, 2**10)
     check_count("n_samples", n_samples, 1)
+    n_samples = plain(n_samples)
+    for name, entry in zip(names, entries.values(), strict=True):
+        few = entry.posterior == "conditional" and n_samples < entry.n_clusters
+        if entry.model == "gmvae" and few:
+            raise InputError(
+                f"found n_samples={n_samples} and {entry.n_clusters} clusters in "
+                f"{name}, each of which is decoded, expected at least as many decodes, "
+                "ask for more (n_samples, --samples)"
+            )
     last = train_config.seed + max(seeds, splits) - 1
     check_count("seed", last, 0, 2**32 - 1)
-    names = [entry_name(*key) for key in entries]
     if reference is not None and reference not in names:
         raise InputError(
             f"found reference {reference!r}, expected one of {listing(names, 30)}, "

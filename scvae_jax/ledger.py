@@ -7,6 +7,7 @@ ranks.csv        a row for each likelihood and model, with differences and inter
 table.json       both, and remarks
 differences.png  differences in nats per cell with their intervals
 clusters.png     bound against clusters
+.new/            what will take the place of all of these when it is finished
 """
 
 import hashlib
@@ -35,9 +36,10 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
         folder: its path.
         settings: JSON values. There may be more or fewer of them than before, and of
             the digests of data sets by name, "data"; what is not used now stays.
-        overwrite: replace a comparison that is there, by one made beside it that takes
-            its place when it is finished (`take_place`). One of the same settings that
-            was stopped before it was finished is gone on with.
+        overwrite: replace a comparison that is there, by one made inside its folder
+            (beside it may be another file system) that takes its place when it is
+            finished (`take_place`). One of the same settings that was stopped before it
+            was finished is gone on with.
 
     Returns:
         The folder to work in, and the settings that it now has.
@@ -45,8 +47,8 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
     Raises:
         InputError: if something else is there, or a comparison of other settings.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        beside = folder.with_name(f".{folder.name}-new")
+    if not _is_new(folder):
+        beside = folder / ".new"
         placed = (beside / SETTINGS).exists() and not (beside / "fits").exists()
         if placed:
             # it was stopped while it took its place
@@ -70,9 +72,11 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
         if overwrite and (changed or finished or stopped):
             folder, known = beside, begun
             if not stopped:
-                # of an earlier call that was stopped
-                shutil.rmtree(folder, ignore_errors=True)
                 known = {}
+                if beside.exists():
+                    # of an earlier call that was stopped; never settings without fits
+                    (beside / SETTINGS).unlink(missing_ok=True)
+                    shutil.rmtree(beside)
         settings = known | {
             name: known.get(name, {}) | value if isinstance(value, dict) else value
             for name, value in settings.items()
@@ -81,6 +85,15 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
     with whole(folder / SETTINGS) as part:
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     return folder, settings
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether nothing is there, or what is left of a call stopped before it began."""
+    if not folder.is_dir():
+        return not folder.exists()
+    names = {path.name for path in folder.iterdir()}
+    parts = {name for name in names if re.fullmatch(rf"\.\d+-{SETTINGS}", name)}
+    return names - parts <= {"fits"} and not any(folder.glob("fits/*"))
 
 
 def take_place(work: Path, folder: Path) -> None:

@@ -271,8 +271,8 @@ def _log_product(product: Array, log_sum: Array) -> Array:
 
 
 def _at_zero(x: Array, log_zero: Array) -> Array:
-    """Log p(0) where x is 0, and no number where it is no count."""
-    return jnp.where(x == 0, log_zero, jnp.nan)
+    """Log p(0), and no number where x is no count (not above 0: `jax_debug_nans`)."""
+    return jnp.where(x >= 0, log_zero, jnp.nan)
 
 
 @jax.custom_jvp
@@ -512,7 +512,8 @@ def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Lik
             # a product: gradients of rows looked up meet in no order on a GPU
             table = free["log_dispersion"]
             one_hot = jax.nn.one_hot(covariates.batch, len(table), dtype=table.dtype)
-            log_theta = jnp.matmul(one_hot, table, precision="highest")
+            of_cells = jnp.matmul(one_hot, table, precision="highest")
+            log_theta = _with_axes_of(of_cells, log_mu)
         return {"log_mean": log_mu, "log_dispersion": log_theta}
 
     def sample(key: Array, p: Params) -> Array:
@@ -634,12 +635,12 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
         x, logits = _floats(x, p["class_logits"])
         log_pi = jax.nn.log_softmax(logits, axis=-1)
         # one comparison per class instead of a gather: k_max is small
-        own = jnp.nan
-        for k in range(k_max):
+        own = log_pi[..., 0]
+        for k in range(1, k_max):
             own = jnp.where(x == k, log_pi[..., k], own)
         tail = log_pi[..., k_max] + base.log_prob(jnp.maximum(x - k_max, 0.0), p)
-        tail = jnp.where(x == jnp.floor(x), tail, jnp.nan)
-        return jnp.where(x < k_max, own, tail)
+        whole = (x >= 0) & (x == jnp.floor(x))
+        return jnp.where(whole, jnp.where(x < k_max, own, tail), jnp.nan)
 
     def moments(p: Params) -> tuple[Array, Array]:
         pi = jax.nn.softmax(p["class_logits"], axis=-1)

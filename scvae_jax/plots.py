@@ -116,7 +116,9 @@ def differences(ranks: Any, path: str | Path) -> None:
         axes.axvline(0.0, color="lightgrey", zorder=0)
         axes.errorbar(difference, place, xerr=spread, fmt="o", capsize=3)
         axes.set(yticks=place, yticklabels=rows["likelihood"] + ", " + rows["model"])
-        axes.set(ylim=(len(rows) - 0.5, -0.5), title=f"{data} ({kind})")
+        axes.set(ylim=(len(rows) - 0.5, -0.5))
+        # a name with two dollars is no formula
+        axes.set_title(f"{data} ({kind})", parse_math=False)
         axes.set(xlabel=f"nats per cell above {rows['reference'].iloc[0]}")
     # titles and labels may be wider than the axes
     _save(figure, path, bbox_inches="tight")
@@ -154,7 +156,8 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
             )
         axes.set(xlabel="bound on log p(x), nats per cell", ylabel=name)
         lowest = min(0.0, float(rows[score].min()))
-        axes.set(title=f"{data} ({kind})", ylim=(lowest - 0.05, 1.05))
+        axes.set(ylim=(lowest - 0.05, 1.05))
+        axes.set_title(f"{data} ({kind})", parse_math=False)
         axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
     _save(figure, path)
 

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,14 @@ import pandas as pd
 import scipy.io
 import scipy.sparse
 
-from scvae_jax.checks import InputError, check_count, expect, listing, one_line
+from scvae_jax.checks import (
+    InputError,
+    InputWarning,
+    check_count,
+    expect,
+    listing,
+    one_line,
+)
 
 TENX = "https://cf.10xgenomics.com/samples/cell-exp"
 PURIFIED_URL = TENX + "/1.1.0/{name}/{name}_filtered_gene_bc_matrices.tar.gz"
@@ -50,6 +58,8 @@ PARTS = {
     "genes.tsv": "genes",
     "features.tsv": "genes",
 }
+# what 10x calls features that are genes
+GENES = "Gene Expression"
 SECONDS = 60
 BLOCK = 2**20
 
@@ -267,7 +277,8 @@ def read_10x_archive(path: str | Path) -> anndata.AnnData:
 
     Returns:
         AnnData with X [cells, genes], counts, CSR float32; obs_names, barcodes;
-        var_names, identifiers; var["symbol"].
+        var_names, identifiers; var["symbol"]. Proteins and all else that newer ones
+        count beside genes are left out, which is said.
 
     Raises:
         InputError: if it is damaged, or is no such archive.
@@ -309,7 +320,8 @@ def _read_part(kind: str, file):
     rows = [line.split("\t") for line in file.read().decode().splitlines()]
     if kind == "barcodes":
         return [row[0] for row in rows]
-    return [row[0] for row in rows], [row[1] for row in rows]
+    types = [row[2] for row in rows] if rows and len(rows[0]) > 2 else None
+    return [row[0] for row in rows], [row[1] for row in rows], types
 
 
 def read_10x_h5(path: str | Path, n_obs: int | None = None) -> anndata.AnnData:
@@ -321,7 +333,8 @@ def read_10x_h5(path: str | Path, n_obs: int | None = None) -> anndata.AnnData:
 
     Returns:
         AnnData with X [cells, genes], counts, CSR float32; obs_names, barcodes;
-        var_names, identifiers; var["symbol"].
+        var_names, identifiers; var["symbol"]. Proteins and all else that the third
+        counts beside genes are left out, which is said.
 
     Raises:
         InputError: if it is damaged, or is no such file.
@@ -354,14 +367,17 @@ def read_10x_h5(path: str | Path, n_obs: int | None = None) -> anndata.AnnData:
             )
             x.sort_indices()
             barcodes = group["barcodes"].asstr()[:n_cells]
-            return _annotated(path, x, barcodes, ids.asstr()[:], symbols.asstr()[:])
+            typed = "features/feature_type" in group
+            types = group["features/feature_type"].asstr()[:] if typed else None
+            names = ids.asstr()[:], symbols.asstr()[:], types
+            return _annotated(path, x, barcodes, *names)
     except InputError:
         raise
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise _damaged(path, "HDF5 matrix", error) from None
 
 
-def _annotated(path, x, barcodes, ids, symbols) -> anndata.AnnData:
+def _annotated(path, x, barcodes, ids, symbols, types) -> anndata.AnnData:
     if x.shape != (len(barcodes), len(ids)):
         raise InputError(
             f"found {x.shape[0]} cells by {x.shape[1]} genes, {len(barcodes)} barcodes "
@@ -371,7 +387,23 @@ def _annotated(path, x, barcodes, ids, symbols) -> anndata.AnnData:
     obs = pd.DataFrame(index=pd.Index(np.asarray(barcodes, dtype=object)))
     var = pd.DataFrame(index=pd.Index(np.asarray(ids, dtype=object)))
     var["symbol"] = np.asarray(symbols, dtype=object)
-    return anndata.AnnData(X=x, obs=obs, var=var)
+    genes = np.asarray(types) == GENES
+    if types is None or genes.all():
+        return anndata.AnnData(X=x, obs=obs, var=var)
+    others = listing(np.unique(np.asarray(types)[~genes]))
+    expect(
+        genes.any(),
+        f"no {GENES!r} among the features in {path} ({others})",
+        "counts of genes",
+        "choose another file",
+    )
+    warnings.warn(
+        f"{(~genes).sum()} of {len(genes)} features in {path} are no genes ({others}) "
+        "and are left out",
+        InputWarning,
+        stacklevel=3,
+    )
+    return anndata.AnnData(X=x[:, genes], obs=obs, var=var[genes])
 
 
 def _damaged(path: str | Path, kind: str, error: Exception) -> InputError:

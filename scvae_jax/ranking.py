@@ -11,6 +11,8 @@ from scvae_jax.scores import between
 # resamples behind an interval, and what it covers
 N_RESAMPLES = 2000
 LEVEL = 0.95
+# held-out cells below which a bootstrap over them is said to fall short
+FEW_CELLS = 30
 
 OF_OTHER_SEEDS = ", so that its rank is by other seeds than that of others"
 
@@ -270,7 +272,10 @@ def _difference(mine: Splits, other: Splits, cells: dict[Any, np.ndarray]) -> Ro
         np.stack([mine[split][seed] - other[split][seed] for seed in seeds])
         for split, seeds in common.items()
     ]
-    interval = nested_interval(differences, [cells[split] for split in common])
+    seen = [cells[split] for split in common]
+    # of one cell it would be an interval of seeds alone
+    several = len(np.unique(np.concatenate(seen))) > 1
+    interval = nested_interval(differences, seen) if several else None
     low, high = interval or (None, None)
     mean = float(np.mean([each.mean() for each in differences]))
     return {"difference": mean, "low": low, "high": high}
@@ -291,6 +296,12 @@ def remarks(fits: Sequence[Fit], ranks: Sequence[Row]) -> list[str]:
         said.append(
             "with one seed no interval can be given, and no difference is sure; ask "
             "for two seeds or more"
+        )
+    few = {row["data"] for row in ranks if 0 < row["n_cells"] < FEW_CELLS}
+    if few:
+        said.append(
+            f"of {listing(sorted(few))} fewer than {FEW_CELLS} cells are looked at, "
+            "too few to tell how much cells differ: intervals are too narrow"
         )
     chose = {fit.row["data"] for fit in fits if fit.row["part"] == "validation"}
     if chose:

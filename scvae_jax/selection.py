@@ -86,6 +86,27 @@ def warn_of_cells(data: CountData, split: np.ndarray) -> None:
         )
 
 
+def expect_varying(data: CountData, train: np.ndarray) -> None:
+    """Refuse real data with genes that never vary, whose density has no highest value.
+
+    Args:
+        data: validated cells.
+        train: [n] which of them are for training.
+
+    Raises:
+        InputError: if a gene has one value in all training cells.
+    """
+    trained = data.x[train]
+    constant = trained.max(axis=0).toarray() == trained.min(axis=0).toarray()
+    names = data.genes[constant.ravel()]
+    expect(
+        not len(names),
+        f"{len(names)} genes with one value in all training cells ({listing(names)})",
+        "genes that vary, as the density of others has no highest value",
+        "leave them out (genes, --genes)",
+    )
+
+
 def mean_profile(
     x: scipy.sparse.csr_matrix, where: np.ndarray
 ) -> tuple[np.ndarray, int]:

@@ -93,12 +93,14 @@ def make_train_step(
     Args:
         model: from `vae` or `gmvae`.
         objective: from `scvae_jax.objectives`.
-        optimizer: any optax optimiser.
+        optimizer: any optax optimiser that looks for no line (`optax.lbfgs` does).
         kl_weight: a number, or an optax schedule over steps.
 
     Returns:
         step(state, batch) -> (state, metrics).
     """
+    # some take the loss too, such as reduce_on_plateau
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -115,7 +117,9 @@ def make_train_step(
         finite = jnp.isfinite(loss + _total(gradients))
 
         def update(params: Any, opt_state: Any) -> tuple[Any, Any]:
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
+            updates, opt_state = optimizer.update(
+                gradients, opt_state, params, value=loss, grad=gradients
+            )
             return optax.apply_updates(params, updates), opt_state
 
         if jax.default_backend() == "cpu":

@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 
 from scvae_jax.building import from_config, named_likelihood
-from scvae_jax.checks import InputError, listing
+from scvae_jax.checks import InputError, expect, listing
 from scvae_jax.config import (
     OF_MIXTURES,
     RECIPES,
@@ -20,7 +20,7 @@ from scvae_jax.config import (
 )
 from scvae_jax.counts import CountData, column_of, prepare
 from scvae_jax.ranking import Row
-from scvae_jax.selection import split_cells, warn_of_cells
+from scvae_jax.selection import expect_varying, split_cells, warn_of_cells
 from scvae_jax.trials import Cells, kind_of
 
 FORMAT = 1
@@ -45,10 +45,11 @@ def entries_of(
         InputError: for what is no list, is empty or repeats, or is not known.
     """
     for what, given in (("likelihoods", likelihoods), ("models", models)):
-        if isinstance(given, str) or not given or len(set(given)) < len(given):
+        named = not isinstance(given, str) and all(isinstance(n, str) for n in given)
+        if not named or not given or len(set(given)) < len(given):
             raise InputError(
                 f"found {what} {given if isinstance(given, str) else listing(given)}, "
-                "expected a list of one or more, each once, change it"
+                "expected a list of one or more names, each once, change it"
             )
     entries = {}
     for label in likelihoods:
@@ -95,6 +96,13 @@ def parts_of(
         )
     parts = []
     for name, source in sources.items():
+        # names stand in tables and above pictures
+        expect(
+            name.isprintable(),
+            f"a data set named {name!r}",
+            "a name of printable characters",
+            "choose another name",
+        )
         try:
             data, labels = _prepare(source, data_config, score_key, entries)
             parts += _split(
@@ -142,6 +150,9 @@ def _split(
         drawn = dataclasses.replace(train_config, seed=seed)
         split = split_cells(data, drawn, key)
         warn_of_cells(data, split)
+        for config in entries.values():
+            if kind_of(named_likelihood(config)) == "densities":
+                expect_varying(data, split == "train")
         part = "test" if (split == "test").any() else "validation"
         train, held_out = split == "train", split == part
         if n_clusters and n_clusters[0] > train.sum():

@@ -39,6 +39,7 @@ from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model
 from scvae_jax.selection import (
     cells_to_device,
+    expect_varying,
     mean_profile,
     size_factor_scale,
     split_cells,
@@ -200,6 +201,8 @@ def fit_many(
     data = prepare(adata, data_config, support=likelihood.support)
     split = split_cells(data, train_config, data_config.split_key)
     warn_of_cells(data, split)
+    if likelihood.support == "real":
+        expect_varying(data, split == "train")
     if size_factor_key is not None and likelihood.is_of_counts:
         scale = size_factor_scale(data, split == "train")
         data_config = dataclasses.replace(data_config, size_factor_scale=scale)
@@ -299,6 +302,13 @@ def _expect_kinds(
                 f"found {name}={value!r}, expected a {kind.__name__}, make one (named "
                 "likelihoods are named in ModelConfig, rates given in TrainConfig)"
             )
+    try:
+        hash(likelihood)
+    except TypeError:
+        raise InputError(
+            f"found heads={likelihood.heads!r} and free={likelihood.free!r}, expected "
+            "tuples, which programs are told apart by, make them tuples"
+        ) from None
     if not (kl_weight is None or callable(kl_weight)):
         raise InputError(
             f"found kl_weight={kl_weight!r}, expected an optax schedule, make one; a "

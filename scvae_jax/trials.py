@@ -140,19 +140,12 @@ def total_and_null(cells: Cells, config: ModelConfig) -> tuple[np.ndarray, np.nd
 
     Returns:
         [n_held_out] nats each; the first 0 where the bound has it already, or where the
-        data are no counts; the second NaN for densities where a gene does not vary
-        between training cells.
+        data are no counts.
     """
     likelihood = named_likelihood(config)
     split = (cells.data, cells.train, cells.held_out)
     if kind_of(likelihood) != "counts":
-        trained = cells.data.x[cells.train]
-        constant = trained.max(axis=0).toarray() == trained.min(axis=0).toarray()
-        # the density of a gene that never varies has no highest value
-        if kind_of(likelihood) == "densities" and constant.any():
-            null = np.full(int(cells.held_out.sum()), np.nan)
-        else:
-            null = null_log_prob(likelihood, *split)
+        null = null_log_prob(likelihood, *split)
         return np.zeros(len(null)), null
     # the mean of the null is depth x profile, whatever that of the family
     options = config.likelihood_options | {"mean": "library"}

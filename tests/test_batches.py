@@ -214,13 +214,35 @@ def test_cells_are_laid_out_some_at_a_time(monkeypatch):
 
 
 def test_too_many_rows_for_32_bits():
-    x = types.SimpleNamespace(nnz=2**35, indptr=np.array([0, 2**35]))
+    x = types.SimpleNamespace(
+        nnz=2**35,
+        indptr=np.array([0, 2**35]),
+        shape=(1, 2**35),
+        format="csr",
+        has_canonical_format=True,
+    )
     with pytest.raises(
         InputError,
         match=r"found 34359738368 non-zero entries in 2147483648 rows of 16, expected "
         r"fewer than 2.31 rows, use fewer cells or genes",
     ):
-        batches.to_device(x, None, None)
+        batches.to_device(x, np.ones(1), np.zeros((1, 0)))
+
+
+def test_cells_in_another_form_are_refused():
+    x = scipy.sparse.csr_matrix(np.eye(3, dtype=np.float32))
+    twice = scipy.sparse.csr_matrix(
+        (np.ones(2, np.float32), np.array([1, 1]), np.array([0, 2, 2, 2])), (3, 3)
+    )
+    depth, codes = np.ones(3, np.float32), np.zeros((3, 0), np.int32)
+    for given in (
+        (x.tocsc(), depth, codes),
+        (twice, depth, codes),
+        (x, depth[:2], codes),
+        (x, depth, codes[:2]),
+    ):
+        with pytest.raises(InputError, match="expected csr in canonical form"):
+            batches.to_device(*given)
 
 
 def test_more_entries_than_32_bits_count_are_addressed_by_row():

@@ -607,9 +607,13 @@ def test_a_variant_that_kept_a_name_must_be_passed(small, tmp_path):
 def test_another_likelihood_than_the_named_one(run):
     with pytest.raises(
         InputError,
-        match="found 'poisson' given for a run of likelihood 'negative_binomial', expe",
+        match="found 'poisson' given for a run of the named likelihood 'negative_bin",
     ):
         sv.load(run, likelihood=likelihoods.poisson())
+    # of the same name, with options that the run has not
+    free = likelihoods.negative_binomial(mean="free")
+    with pytest.raises(InputError, match="named likelihood .*leave it out"):
+        sv.load(run, likelihood=free)
 
 
 def test_a_file_beside_an_alternative_is_not_replaced(fitted, tmp_path):

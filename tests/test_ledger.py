@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,50 @@ def test_other_settings_are_refused_or_overwrite(tmp_path, changes, text):
     assert os.listdir(work / "fits") == ["three.npz"]
     work, _ = ledger.open_folder(folder, SETTINGS | {"n_samples": 11}, True)
     assert os.listdir(work / "fits") == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_call_leaves_that_is_stopped_at_once_is_nothing(tmp_path, overwrite):
+    folder = tmp_path / "out"
+    (folder / "fits").mkdir(parents=True)
+    (folder / ".123-comparison.json").write_text("{")
+    _, settings = ledger.open_folder(folder, SETTINGS, overwrite)
+    assert settings == SETTINGS
+    assert json.loads((folder / "comparison.json").read_text()) == SETTINGS
+
+
+def test_a_replacement_stays_in_its_folder(tmp_path):
+    """A link to a folder may lead to another file system."""
+    (tmp_path / "far").mkdir()
+    folder = tmp_path / "link"
+    folder.symlink_to(tmp_path / "far")
+    ledger.open_folder(folder, SETTINGS, False)
+    (folder / "table.csv").write_text("finished")
+    work, _ = ledger.open_folder(folder, SETTINGS | {"n_samples": 20}, True)
+    assert work.resolve().parent == tmp_path / "far"
+    (work / "fits" / "new.npz").write_text("new")
+    ledger.take_place(work, folder)
+    assert sorted(os.listdir(folder)) == ["comparison.json", "fits"]
+    assert folder.is_symlink() and os.listdir(folder / "fits") == ["new.npz"]
+
+
+def test_a_stopped_removal_of_a_replacement_is_not_taken_for_one_that_was_moved(
+    tmp_path, monkeypatch
+):
+    folder, other = tmp_path / "out", SETTINGS | {"n_samples": 20}
+    ledger.open_folder(folder, SETTINGS, False)
+    (folder / "table.csv").write_text("finished")
+    work, _ = ledger.open_folder(folder, other, True)
+    rmtree = shutil.rmtree
+
+    def stop(path):
+        rmtree(path / "fits")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ledger.shutil, "rmtree", stop)
+        ledger.open_folder(folder, SETTINGS | {"n_samples": 30}, True)
+    assert ledger.open_folder(folder, SETTINGS, False) == (folder, SETTINGS)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -425,6 +425,24 @@ def test_what_is_no_count_has_no_log_prob(name, x):
     assert np.isfinite(likelihood.log_prob(jnp.zeros(N_GENES), params)).all()
 
 
+@every_family
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_hunt_for_nan_does_not_end_here(family, compiled):
+    """With `jax_debug_nans` what is not used may be no NaN either."""
+    with jax.debug_nans(True):
+        x, params = pairs(family.values(), family.params())
+        x, params = jnp.asarray(x, jnp.float32), cast(params)
+        log_prob = family.make().log_prob
+
+        def total(params):
+            return log_prob(x, params).sum()
+
+        both = jax.value_and_grad(total)
+        (jax.jit(both) if compiled else both)(params)
+        for each in x[:3]:
+            log_prob(each, params)
+
+
 @pytest.mark.parametrize("rate", [0.9e7, 1.1e7, 1e10])
 def test_samples_of_immense_means(rate):
     likelihood = likelihoods.poisson(mean="free")
@@ -1022,9 +1040,10 @@ def test_link_of_the_dispersion(name, dispersion, axes, expected):
     assert np.array_equal(ours, value)
 
 
-def test_link_of_samples():
+@pytest.mark.parametrize("dispersion", ["gene", "gene_batch"])
+def test_link_of_samples(dispersion):
     """Heads with an axis of samples in front, by `vmap` and by broadcasting."""
-    likelihood = likelihoods.negative_binomial()
+    likelihood = likelihoods.negative_binomial(dispersion=dispersion)
     heads, free = outputs(likelihood)
     heads = {"log_mean": jnp.stack([heads["log_mean"], 2 * heads["log_mean"]])}
     mapped = jax.vmap(likelihood.link, (0, None, None))(heads, free, COVARIATES)
@@ -1033,6 +1052,8 @@ def test_link_of_samples():
     with jax.numpy_rank_promotion("allow"):
         whole = likelihood.link(heads, free, COVARIATES)
     np.testing.assert_allclose(whole["log_mean"], mapped["log_mean"], rtol=1e-6)
+    # as many axes, which numpy's rules would add and the setting of these tests not
+    assert whole["log_dispersion"].ndim == whole["log_mean"].ndim
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (1, 3, 4), (2, 3, 4)])

@@ -18,7 +18,7 @@ import scipy.io
 import scipy.sparse
 
 from scvae_jax import public
-from scvae_jax.checks import InputError
+from scvae_jax.checks import InputError, InputWarning
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -179,11 +179,12 @@ def test_the_cache_folder(monkeypatch, tmp_path):
 GENES = [("ENSG1", "A"), ("ENSG2", "B"), ("ENSG3", "A")]
 
 
-def archive(counts, barcodes, genes=GENES, *, newer=False, leave_out=(), columns=2):
+def archive(counts, barcodes, genes=GENES, *, newer=False, leave_out=(), columns=3):
     """A .tar.gz of 10x Genomics; counts are cells by genes."""
     matrix = io.BytesIO()
     scipy.io.mmwrite(matrix, scipy.sparse.coo_matrix(np.asarray(counts).T))
-    rows = ["\t".join((*gene, "Gene Expression")[: columns + newer]) for gene in genes]
+    given = [gene if len(gene) > 2 else (*gene, "Gene Expression") for gene in genes]
+    rows = ["\t".join(gene[: columns - (not newer)]) for gene in given]
     files = {
         "matrix.mtx": matrix.getvalue(),
         "barcodes.tsv": "".join(f"{b}\n" for b in barcodes).encode(),
@@ -352,6 +353,31 @@ def test_a_real_matrix_in_both_forms(shared, tmp_path):
     assert one.X.nnz == 23866 and abs(one.X - other.X).nnz == 0
     assert one.obs_names.equals(other.obs_names)
     assert one.var.equals(other.var)
+
+
+def test_proteins_are_not_taken_for_genes(tmp_path):
+    kinds = ("Gene Expression", "Antibody Capture", "Gene Expression")
+    features = [(*gene, kind) for gene, kind in zip(GENES, kinds, strict=True)]
+    packed, path = tmp_path / "matrix.tar.gz", tmp_path / "matrix.h5"
+    packed.write_bytes(archive(COUNTS["b_cells"], ["A", "B"], features, newer=True))
+    x = scipy.sparse.csr_matrix(COUNTS["b_cells"])
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["shape"], group["barcodes"] = np.array([3, 2]), [b"A", b"B"]
+        group["data"], group["indices"], group["indptr"] = x.data, x.indices, x.indptr
+        columns = zip(*features, strict=True)
+        for name, column in zip(("id", "name", "feature_type"), columns, strict=True):
+            group[f"features/{name}"] = [text.encode() for text in column]
+    said = r"1 of 3 features in .* are no genes \(Antibody Capture\) and are left out"
+    for read, file in ((public.read_10x_archive, packed), (public.read_10x_h5, path)):
+        with pytest.warns(InputWarning, match=said):
+            adata = read(file)
+        np.testing.assert_array_equal(adata.X.toarray(), [[0, 1], [3, 0]])
+        assert adata.var["symbol"].tolist() == ["A", "A"]
+    with h5py.File(path, "a") as file:
+        file["matrix/features/feature_type"][:] = [b"Peaks"] * 3
+    with pytest.raises(InputError, match="no 'Gene Expression' .*Peaks"):
+        public.read_10x_h5(path)
 
 
 @pytest.mark.parametrize("url", ["cf.10xgenomics.com/x.h5", "https://a.org/folder/"])

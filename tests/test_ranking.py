@@ -207,6 +207,22 @@ def test_one_seed_has_no_interval_and_says_so():
     assert remarks(fits, ranked(fits)) == []
 
 
+def test_few_cells_are_said_and_one_has_no_interval():
+    cut = {"few": 2, "one": 1}
+    fits = [
+        each._replace(cells={name: value[:n] for name, value in each.cells.items()})
+        for name, n in cut.items()
+        for each in [
+            fit(likelihood, seed, bound, data=name, n_cells=n)
+            for seed in range(2)
+            for likelihood, bound in (("poisson", -110.0 - seed), ("nb", -100.0))
+        ]
+    ]
+    rows = ranked(fits)
+    assert [row["low"] is None for row in rows] == [True, False, True, True]
+    assert [r for r in remarks(fits, rows) if "few, one fewer than 30 cells" in r]
+
+
 def test_a_fit_that_failed_is_left_out_and_said():
     fits = [fit("poisson", s, -110.0 - s) for s in range(3)]
     fits += [fit("nb", s, -100.0, failed=s == 0) for s in range(3)]

@@ -21,7 +21,7 @@ from scvae_jax import (
     steps,
 )
 from scvae_jax.checks import InputError, InputWarning
-from scvae_jax.config import DataConfig, TrainConfig
+from scvae_jax.config import DataConfig, TrainConfig, completed
 from scvae_jax.counts import prepare
 from scvae_jax.progress import Course
 
@@ -301,6 +301,68 @@ def test_importance_weighted_training_validates_by_its_bound(small):
     result = fit(small, n_samples=4)
     last = result.history[-1]
     assert last["validation_bound"] > last["validation_elbo"]
+
+
+OF_MIXTURE = {"model": "gmvae", "n_clusters": 2}
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_train"),
+    [
+        (OF_MIXTURE | {"component_covariance": "diagonal"}, {}),
+        (OF_MIXTURE | {"component_covariance": "full"}, {}),
+        (OF_MIXTURE | {"mixture_weights": "uniform"}, {}),
+        (OF_MIXTURE | {"mixture_weights": (0.25, 0.75)}, {"free_nats_y": 0.5}),
+        ({}, {"free_nats": 0.5}),
+        ({"likelihood": "bernoulli"}, {}),
+        ({"likelihood": "gaussian"}, {}),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.* clusters have fewer than 1 %")
+def test_options_from_the_fit_to_the_annotation(small, tmp_path, of_model, of_train):
+    adata, kind = small.copy(), of_model.get("likelihood")
+    if kind == "bernoulli":
+        adata.X = (adata.X > 0).astype(np.float32)
+    elif kind == "gaussian":
+        adata.X = adata.X.toarray() - 1.5
+    config = dataclasses.replace(SMALL, **of_model)
+    fitted = fit(adata, config, **of_train)
+    fitted.save(tmp_path / "run")
+    loaded = sv.load(tmp_path / "run")
+    assert loaded.config == fitted.config == completed(config, config.model)
+    assert np.isfinite(loaded.summary["validation_bound"])
+    one, other = (sv.apply(adata, f, copy=True) for f in (fitted, loaded))
+    np.testing.assert_array_equal(one.obsm["X_scvae"], other.obsm["X_scvae"])
+    assert np.isfinite(one.obsm["X_scvae"]).all()
+
+
+def test_genes_that_never_vary_have_no_density(small):
+    adata = small.copy()
+    x = adata.X.toarray() - 1.5
+    x[:, 1] = -1.5
+    adata.X = x
+    config = dataclasses.replace(SMALL, likelihood="gaussian")
+    said = f"found 1 genes with one value in all training cells .{adata.var_names[1]}"
+    with pytest.raises(InputError, match=said):
+        fit(adata, config)
+    with pytest.raises(InputError, match=f"{said}.*in data set data"):
+        sv.compare(
+            adata, likelihoods=["gaussian"], out="never", seeds=1, progress=False
+        )
+
+
+def test_a_likelihood_with_lists_is_refused_before_the_fit(small):
+    mine = likelihoods.poisson()
+    mine = mine._replace(name="mine", heads=list(mine.heads))
+    with pytest.raises(InputError, match="expected tuples"):
+        fit(small, likelihood=mine)
+
+
+def test_an_optimizer_that_takes_the_loss(small):
+    optimizer = optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau())
+    result = fit(small, optimizer=optimizer)
+    assert np.isfinite(result.summary["validation_bound"])
 
 
 def test_any_optimizer_and_schedule(small):
