@@ -247,7 +247,7 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
             for place, found in new.items():
                 fit = dict(zip(NAMES, place, strict=True))
                 fit |= figures(found, labels, place[-1])
-                fit |= {"commit": str(found["commit"])}
+                fit |= {"commit": str(found["commit"]) if "commit" in found else None}
                 old_fit = fits.get(place, fit)
                 # what it took when it was last made with nothing beside it
                 seconds = fit["seconds"] or old_fit["seconds"]

@@ -236,13 +236,15 @@ def main() -> None:
         row |= {"options": options, "train": train}
         # parts that are not asked for stay as they are
         old = [other for other in common.written(arguments.out) if other["set"] == name]
-        row = (old[0] if old else {}) | row
+        row, made = (old[0] if old else {}) | row, {}
         if "mixture" in arguments.parts:
-            row[kind] = mixture(adata, labels, k, options, train, seeds, **model)
+            made[kind] = mixture(adata, labels, k, options, train, seeds, **model)
         if "vae" in arguments.parts:
-            row["kmeans_vae"] = plain(adata, labels, k, options, train, seeds)
+            made["kmeans_vae"] = plain(adata, labels, k, options, train, seeds)
         if "components" in arguments.parts:
-            row["kmeans_pca"] = principal_components(adata, labels, k, seeds)
+            made["kmeans_pca"] = principal_components(adata, labels, k, seeds)
+        commits = row.get("commit", {}) | dict.fromkeys(made, common.commit())
+        row |= made | {"commit": commits}
         print(name, json.dumps(row), flush=True)
         common.add_row(arguments.out, row, lambda row: list(SETS).index(row["set"]))
 

@@ -271,7 +271,9 @@ def main() -> None:
                     row |= of_leiden(fit["latent"], labels, k, seed)
                 found[tool].append(row)
                 print(name, seed, tool, row, flush=True)
-        old = before.get(name, {})
+        # read again: another run may have written it meanwhile
+        rows = {row["set"]: row for row in common.written(arguments.out)}
+        old = rows.get(name, {})
         row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
         row |= {"seeds": arguments.seeds}
         row |= {tool: common.spread(of) for tool, of in found.items()}

@@ -44,6 +44,12 @@ THINNED = ("half", "quarter")
 Rows = list[list[str]]
 
 
+def over_seeds(figures: dict) -> str:
+    """Mean and, of two seeds or more, standard deviation."""
+    sd = figures["sd"]
+    return f"{figures['mean']:.3f}" + ("" if sd is None else f" ± {sd:.3f}")
+
+
 def held_out(result: dict) -> Rows:
     """Bounds of test cells by likelihood."""
     return [
@@ -97,7 +103,7 @@ def own_clusters(result: dict) -> Rows:
         rows.append(
             [
                 CELLS[row["set"]],
-                f"{end['ari']['mean']:.3f} ± {end['ari']['sd']:.3f}",
+                over_seeds(end["ari"]),
                 f"{end['ari']['min']:.3f}",
                 f"{vae['ari']['mean']:.3f}",
                 f"{row['kmeans_pca']['ari']['mean']:.3f}",
@@ -118,8 +124,8 @@ def clusters_against_peers(result: dict) -> Rows:
         [
             CELLS[row["set"]],
             str(len(row["seeds"])),
-            f"{row['own']['ari']['mean']:.3f} ± {row['own']['ari']['sd']:.3f}",
-            *(f"{row[tool][name]['mean']:.3f}" for tool, name in columns),
+            over_seeds(row["own"]["ari"]),
+            *(over_seeds(row[tool][name]) for tool, name in columns),
         ]
         for row in result["rows"]
     ]

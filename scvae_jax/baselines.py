@@ -105,7 +105,7 @@ def _fit(log_prob, known: Any, unknown: Any, cells: CellData, n_genes: int) -> A
             unknown, state = carry
             updates, state = optimizer.update(slope(unknown), state)
             unknown = optax.apply_updates(unknown, updates)
-            # the density of a gene that never varies has no highest value
+            # what training cells leave open may run away
             return (
                 jax.tree.map(lambda value: jnp.clip(value, -20.0, 20.0), unknown),
                 state,

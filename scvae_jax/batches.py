@@ -108,7 +108,7 @@ def to_device(
         raise InputError(
             f"found x of format {x.format} and shape {x.shape}, with {len(depth)} "
             f"depths and {len(categorical)} codes, expected csr in canonical form and "
-            "one of each for a cell, convert it (tocsr, sum_duplicates)"
+            "one of each for a cell, convert it (tocsr, sum_duplicates) or give as many"
         )
     n_nonzero = np.diff(x.indptr)
     n_rows = -(-n_nonzero // ROW)

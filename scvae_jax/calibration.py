@@ -230,7 +230,8 @@ def _fits_of(
             "batches": model.batches == first.batches,
             "split": np.array_equal(split_of(adata, model), split_of(adata, first)),
             # whether the total of a cell is given or explained: scores differ for it
-            "reading of a cell's depth": _reads_depth(model) == _reads_depth(first),
+            "reading of a cell's depth (library means do, free ones and bernoulli do "
+            "not)": _reads_depth(model) == _reads_depth(first),
         }
         odd = [what for what, is_same in same.items() if not is_same]
         if odd:

@@ -234,7 +234,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
 
     Raises:
         InputError: if the folder is not a run, has parts missing or damaged, is of
-            another version, or needs a likelihood that is not given.
+            another version, or needs a likelihood that is not given, or none that is.
     """
     import orbax.checkpoint
 

@@ -248,7 +248,7 @@ def compare(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write, or to go on with.")],
-    models: Annotated[str, typer.Option(help="Names between commas.")] = MODEL.model,
+    models: Annotated[str, typer.Option(help="vae, gmvae or vae,gmvae.")] = MODEL.model,
     clusters: Clusters = None,
     posterior: Posterior = None,
     seeds: Annotated[int, typer.Option(help="Fits of each.")] = 5,

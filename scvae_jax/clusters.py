@@ -17,6 +17,8 @@ ALIVE = 0.01
 MOST_CELLS = 20_000
 N_STARTS = 20
 N_ITERATIONS = 100
+# of Adam, over all cells at once, to fit the layer that gives q(y|x)
+LOGIT_STEPS = 300
 # gain of the bound, nats per cell, below which the start has settled
 TOLERANCE = 1e-5
 # share of the variance of q(z|x) that counts as spread while a start is fitted
@@ -170,14 +172,13 @@ def place(
     }
 
 
-def fit_logits(layer: Tree, hidden: Array, target: Array, n_steps: int = 300) -> Tree:
+def fit_logits(layer: Tree, hidden: Array, target: Array) -> Tree:
     """Fit the linear layer that gives q(y|x) to responsibilities, by cross-entropy.
 
     Args:
         layer: its kernel [n, K] and bias [K].
         hidden: [cells, n] what it reads.
         target: [cells, K] responsibilities.
-        n_steps: of Adam, over all cells at once.
 
     Returns:
         The layer, fitted.
@@ -199,7 +200,7 @@ def fit_logits(layer: Tree, hidden: Array, target: Array, n_steps: int = 300) ->
         return (optax.apply_updates(layer, updates), state), None
 
     start = (jax.tree.map(jnp.zeros_like, layer), optimizer.init(layer))
-    return jax.lax.scan(step, start, length=n_steps)[0][0]
+    return jax.lax.scan(step, start, length=LOGIT_STEPS)[0][0]
 
 
 def reorder(params: Tree, order: np.ndarray) -> Tree:

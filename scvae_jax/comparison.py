@@ -97,7 +97,7 @@ def compare(
             takes K decodes (a gmvae with posterior="conditional").
         reference: "likelihood/model" to take differences to; None: the best.
         overwrite: replace a comparison that is in the folder, once the new one is
-            finished; until then it is made beside it, and goes on if stopped.
+            finished; until then it is made inside it, and goes on if stopped.
         progress: show progress on standard error.
 
     Returns:
@@ -110,11 +110,11 @@ def compare(
         comparable_bound: importance-weighted, with log_prob_total (or 0) added.
         null_log_likelihood: of depth x the mean profile of the training cells under the
             same family, all else of it fitted to them; given the total where the bound
-            is; None for densities where a gene does not vary between training cells.
+            is.
             share_explained: (L - L_null) / (L_best - L_null).
         difference (of ranks): to the reference, on identical cells, over the seeds that
             both have, with the ends low and high of its 95 % interval by a bootstrap
-            over seeds and cells; there is none with one seed.
+            over seeds and cells; there is none with one seed, or of one cell.
 
         And beside them:
 

@@ -142,7 +142,7 @@ def tabulate(fits: Sequence[Fit]) -> list[Row]:
             # (L - L_null) / (L_best - L_null), all of them given the total where L is
             null = row["null_log_likelihood"]
             top = bounds[fit.column].get(best[fit.column], {}).get(split)
-            if top and null is not None:
+            if top:
                 gain = row["importance_weighted_bound"] - null
                 possible = _of_seeds(top) - total - null
                 row["share_explained"] = gain / possible if possible > 0 else None
@@ -301,7 +301,7 @@ def remarks(fits: Sequence[Fit], ranks: Sequence[Row]) -> list[str]:
     if few:
         said.append(
             f"of {listing(sorted(few))} fewer than {FEW_CELLS} cells are looked at, "
-            "too few to tell how much cells differ: intervals are too narrow"
+            "too few to tell how much cells differ: an interval is too narrow"
         )
     chose = {fit.row["data"] for fit in fits if fit.row["part"] == "validation"}
     if chose:

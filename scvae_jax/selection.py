@@ -13,7 +13,7 @@ from scvae_jax.counts import CountData, random_split
 
 
 def split_cells(
-    data: CountData, train_config: TrainConfig, split_key: str | None = None
+    data: CountData, train_config: TrainConfig, split_key: str | None
 ) -> np.ndarray:
     """The part of the split that each cell belongs to.
 

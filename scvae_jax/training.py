@@ -25,6 +25,7 @@ from scvae_jax.checks import (
     check_count,
     expect,
     listing,
+    one_line,
     plain,
 )
 from scvae_jax.config import (
@@ -201,7 +202,7 @@ def fit_many(
     data = prepare(adata, data_config, support=likelihood.support)
     split = split_cells(data, train_config, data_config.split_key)
     warn_of_cells(data, split)
-    if likelihood.support == "real":
+    if likelihood.support == "real" and not own_likelihood:
         expect_varying(data, split == "train")
     if size_factor_key is not None and likelihood.is_of_counts:
         scale = size_factor_scale(data, split == "train")
@@ -304,10 +305,11 @@ def _expect_kinds(
             )
     try:
         hash(likelihood)
-    except TypeError:
+    except TypeError as error:
         raise InputError(
-            f"found heads={likelihood.heads!r} and free={likelihood.free!r}, expected "
-            "tuples, which programs are told apart by, make them tuples"
+            f"found a likelihood with parts that cannot be hashed ({one_line(error)}), "
+            "by which programs are told apart, expected tuples of plain values, make "
+            "heads and free tuples"
         ) from None
     if not (kl_weight is None or callable(kl_weight)):
         raise InputError(

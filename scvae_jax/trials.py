@@ -190,7 +190,7 @@ def evaluate_seeds(
     total, null = given
     on_device = cells_to_device(cells.data, cells.held_out)
     if config.model == "gmvae" and config.posterior == "conditional":
-        n_samples = max(1, n_samples // config.n_clusters)
+        n_samples //= config.n_clusters
     for fit in fits:
         # with the model of the first, whose program serves all
         bounds = cell_bounds(fits[0].model, fit.params, on_device, n_samples=n_samples)
@@ -207,7 +207,7 @@ def evaluate_seeds(
             row["importance_weighted_bound_se"] = spread / n_cells**0.5
         row |= {
             "log_prob_total": float(total.mean()),
-            "null_log_likelihood": _known(null.mean(dtype=np.float64)),
+            "null_log_likelihood": float(null.mean(dtype=np.float64)),
             "epochs": summary["epochs"],
             "best_epoch": summary["best_epoch"],
             "skipped_steps": summary["skipped_steps"],
@@ -218,10 +218,6 @@ def evaluate_seeds(
         per_cell["cell"] = np.flatnonzero(cells.held_out)
         found[seed] = Fit(row, per_cell)
     return found
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _identity(cells: Cells, label: str, config: ModelConfig) -> Row:

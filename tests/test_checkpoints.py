@@ -4,11 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -446,29 +443,17 @@ def test_a_file_that_is_not_json(copied, name, damage):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "message"),
     [
-        ("config.json", "[]"),
-        ("genes.json", "null"),
-        ("genes.json", "{}"),
-        ("genes.json", '[["a"], ["b", "c"]]'),
-        ("history.json", "null"),
-        ("cells.csv", ""),
-        ("cells.csv", "name,part\na,train\n"),
-        ("cells.csv", "cell,split\n"),
-        ("cells.csv", "cell,split\ncell_0,training\n"),
+        ("config.json", "[]", "found a run folder of format None"),
+        ("genes.json", "{}", "found genes.json damaged or changed"),
+        ("history.json", "null", "found history.json damaged or changed"),
+        ("cells.csv", "cell,split\n", "found cells.csv damaged or changed"),
     ],
 )
-def test_a_file_that_holds_something_else(copied, name, text):
+def test_a_file_that_holds_something_else(copied, name, text, message):
     (copied / name).write_text(text)
-    with pytest.raises(InputError, match="found .*, expected .*, .*fit again"):
-        sv.load(copied)
-
-
-def test_a_list_of_cells_that_is_cut_short(copied):
-    lines = (copied / "cells.csv").read_text().splitlines(keepends=True)
-    (copied / "cells.csv").write_text("".join(lines[:60]))
-    with pytest.raises(InputError, match="found .*cells.*, expected "):
+    with pytest.raises(InputError, match=f"{message} .*, expected .*, .*fit again"):
         sv.load(copied)
 
 
@@ -479,75 +464,25 @@ def damage(run, how):
     if how == "no files":
         shutil.rmtree(params)
         params.mkdir()
-    elif how == "a file":
-        shutil.rmtree(params)
-        params.write_text("weights")
     elif how == "data absent":
         data.unlink()
-    elif how == "data cut short":
-        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     elif how == "one bit":
         content = bytearray(data.read_bytes())
         content[len(content) // 2] ^= 1
         data.write_bytes(content)
-    elif how == "latent size":
-        change(run, model__n_latent=5)
-    elif how == "batches":
-        change(run, batches=["a"])
     else:
-        assert how == "genes"
-        (run / "genes.json").write_text('["gene_0", "gene_1"]')
+        assert how == "latent size"
+        change(run, model__n_latent=5)
 
 
-DAMAGES = [
-    "no files",
-    "a file",
-    "data absent",
-    "data cut short",
-    "one bit",
-    "latent size",
-    "batches",
-    "genes",
-]
-LOAD = """
-import json, sys
-import scvae_jax as sv
-found = []
-for path in sys.argv[1:]:
-    messages = []
-    # more than once, as threads differ in who is first
-    for _ in range(3):
-        try:
-            sv.load(path)
-        except sv.InputError as error:
-            messages.append(str(error))
-    assert len(messages) == 3, (path, messages)
-    found.append(messages[-1])
-print(json.dumps(found))
-"""
-
-
-@pytest.fixture(scope="module")
-def refused(run, tmp_path_factory):
-    """What another process says of runs with damaged parameters."""
-    folder = tmp_path_factory.mktemp("damaged")
-    paths = [folder / how for how in DAMAGES]
-    for path in paths:
-        damage(shutil.copytree(run, path), path.name)
-    command = [sys.executable, "-c", LOAD, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return dict(zip(DAMAGES, json.loads(done.stdout), strict=True)), done.stderr
+DAMAGES = ["no files", "data absent", "one bit", "latent size"]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_damaged_parameters(refused, how):
-    message = refused[0][how]
-    assert re.match(f"found .* in .*{how}.*, expected .*, fit again", message)
-    assert "\n" not in message
-
-
-def test_damaged_parameters_print_no_traceback(refused):
-    assert "Traceback" not in refused[1]
+def test_damaged_parameters(copied, how):
+    damage(copied, how)
+    with pytest.raises(InputError, match="found .* damaged or changed in .*fit again"):
+        sv.load(copied)
 
 
 # A likelihood of one's own
@@ -602,6 +537,10 @@ def test_a_variant_that_kept_a_name_must_be_passed(small, tmp_path):
         sv.load(tmp_path / "run")
     loaded = sv.load(tmp_path / "run", likelihood=mine)
     assert loaded.likelihood is mine and loaded.own_likelihood
+    # one of the same name that has other heads
+    other = mine._replace(heads=(*mine.heads, likelihoods.Head("more")))
+    with pytest.raises(InputError, match="found parameters that cannot be read in"):
+        sv.load(tmp_path / "run", likelihood=other)
 
 
 def test_another_likelihood_than_the_named_one(run):

@@ -426,8 +426,7 @@ def test_what_is_no_count_has_no_log_prob(name, x):
 
 
 @every_family
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_hunt_for_nan_does_not_end_here(family, compiled):
+def test_a_hunt_for_nan_does_not_end_here(family):
     """With `jax_debug_nans` what is not used may be no NaN either."""
     with jax.debug_nans(True):
         x, params = pairs(family.values(), family.params())
@@ -437,8 +436,7 @@ def test_a_hunt_for_nan_does_not_end_here(family, compiled):
         def total(params):
             return log_prob(x, params).sum()
 
-        both = jax.value_and_grad(total)
-        (jax.jit(both) if compiled else both)(params)
+        jax.value_and_grad(total)(params)
         for each in x[:3]:
             log_prob(each, params)
 

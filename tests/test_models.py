@@ -446,6 +446,26 @@ def test_covariates_that_are_too_few():
         model.terms(model.init(KEY), KEY, batch, 1)
 
 
+def test_the_decoder_reads_continuous_covariates():
+    modality = models.Modality("rna", 6, likelihoods.poisson())
+    model = models.vae([modality], n_latent=2, hidden_sizes=(4,), n_continuous=2)
+    plain = models.vae([modality], n_latent=2, hidden_sizes=(4,))
+    first, other = (
+        m.init(KEY)["decoder"]["body"]["Dense_0"]["kernel"] for m in (model, plain)
+    )
+    assert len(first) == len(other) + 2
+    batch = batches.dense_batch(jnp.ones((3, 6)))
+    params = model.init(KEY)
+    # of weights that are not those of the start, which read nothing
+    params["decoder"]["output_0"]["kernel"] = jnp.ones((4, 1)) * jnp.arange(6.0)[None]
+
+    def log_px(covariates):
+        given = batch._replace(continuous=jnp.full((3, 2), covariates))
+        return model.terms(params, KEY, given).log_px
+
+    assert not np.allclose(log_px(0.0), log_px(1.0))
+
+
 def test_two_modalities_of_one_name():
     one = models.Modality("rna", 6, likelihoods.poisson())
     with pytest.raises(ValueError, match="found modalities named rna, rna, expected a"):

@@ -275,7 +275,7 @@ def test_archives(tmp_path):
         (whole[:40], "found a damaged file or another kind at"),
         (b"something else", "found a damaged file or another kind at"),
         (archive(counts, ["x", "y"], leave_out=["genes.tsv"]), "found matrix, barcode"),
-        (archive(counts, ["x", "y"], columns=1), "found a damaged file or ano"),
+        (archive(counts, ["x", "y"], columns=2), "found a damaged file or ano"),
         (archive(counts, ["x"]), "found 2 cells by 3 genes, 1 barcodes and 3 names"),
     ):
         path.write_bytes(content)

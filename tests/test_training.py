@@ -331,7 +331,22 @@ def test_options_from_the_fit_to_the_annotation(small, tmp_path, of_model, of_tr
     fitted.save(tmp_path / "run")
     loaded = sv.load(tmp_path / "run")
     assert loaded.config == fitted.config == completed(config, config.model)
-    assert np.isfinite(loaded.summary["validation_bound"])
+    assert loaded.train_config == fitted.train_config
+    assert loaded.train_config.free_nats == of_train.get("free_nats", 0.0)
+    if config.model == "gmvae":
+        # what a component has of its own
+        of_covariance = {"shared": (), "diagonal": ("departure",)}
+        of_covariance["full"] = ("departure", "correlation")
+        of_weights = {"learned": ("logits",), "uniform": ()}
+        expected = {"mean", "log_scale", *of_covariance[config.component_covariance]}
+        expected |= {*of_weights.get(config.mixture_weights, ("log_weights",))}
+        assert set(fitted.params["prior"]) == expected
+    else:
+        names = {head.name for head in fitted.likelihood.heads}
+        own = {"bernoulli": {"logit"}, "gaussian": {"mean", "log_scale"}}
+        assert names == own.get(kind, {"log_mean"})
+    if of_train:
+        assert fitted.history[-1]["loss"] != fit(adata, config).history[-1]["loss"]
     one, other = (sv.apply(adata, f, copy=True) for f in (fitted, loaded))
     np.testing.assert_array_equal(one.obsm["X_scvae"], other.obsm["X_scvae"])
     assert np.isfinite(one.obsm["X_scvae"]).all()
@@ -357,6 +372,15 @@ def test_a_likelihood_with_lists_is_refused_before_the_fit(small):
     mine = mine._replace(name="mine", heads=list(mine.heads))
     with pytest.raises(InputError, match="expected tuples"):
         fit(small, likelihood=mine)
+
+
+def test_an_optimizer_of_ones_own_is_used(small):
+    still = fit(small, optimizer=optax.set_to_zero())
+    kernel = still.params["decoder"]["output_0"]["kernel"]
+    # the decoder starts at the mean profile
+    assert np.all(kernel == 0) and not np.all(
+        fit(small).params["decoder"]["output_0"]["kernel"] == 0
+    )
 
 
 def test_an_optimizer_that_takes_the_loss(small):
