@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, known = [], versions()
     for tool, (name, likelihood) in itertools.product(against_peers.TOOLS, ROWS):
-        file = arguments.work / f"{tool}.{name}.{likelihood}.{SEED}.npz"
+        file = against_peers.file_of(arguments.work, name, likelihood, tool, SEED)
         if not file.exists():
             parser.error(f"found no {file}, run against_peers.py first")
     for name, likelihood in ROWS:
@@ -46,8 +46,9 @@ def main() -> None:
         given = (path, likelihood, SEED, batch_key)
         bounds = {}
         for tool in against_peers.TOOLS:
-            fit = f"{tool}.{name}.{likelihood}.{SEED}"
-            file = arguments.work / f"{fit}.{MORE}.npz"
+            place = (name, likelihood, tool, SEED)
+            before = against_peers.file_of(arguments.work, *place)
+            file = before.with_name(f"{before.stem}.{MORE}.npz")
             if not file.exists():
                 made = (
                     against_peers.ours(*given, n_samples=MORE)
@@ -57,7 +58,7 @@ def main() -> None:
                 against_peers.save(file, made)
             more = dict(np.load(file))
             known |= json.loads(str(more.get("versions", "{}")))
-            fewer = np.load(arguments.work / f"{fit}.npz")
+            fewer = np.load(before)
             bounds[tool] = {
                 "elbo": float(more["elbo"].mean(dtype=np.float64)),
                 str(against_peers.N_SAMPLES): float(

@@ -154,7 +154,7 @@ def number_of_clusters(result: dict) -> Rows:
             if tried["n_clusters"] == number
         )
         in_use = f" ({used:.0f} in use)" if round(used) < number else ""
-        # a number that a rule of later than the run takes was not scored
+        # a rule made after the run may take a number that was not scored
         ari = row["ari"].get(str(number))
         return f"{number}{in_use}: " + (f"{ari['mean']:.3f}" if ari else "–")
 
