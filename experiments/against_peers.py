@@ -9,15 +9,15 @@ stops by the validation cells. Test cells are scored by importance-weighted boun
 500 samples, averaged over cells, and compared cell by cell; intervals are nested
 bootstraps over seeds and cells. Beside them the share explained, (ours - null) /
 (SCVI's - null), where the null is depth x the mean profile of the training cells; if
-SCVI is below the null there is none.
-Seconds are those of the process: ours from its start to a saved run, SCVI's from the
-start of its imports to the end of its training; `taskset` holds both to the same core.
+SCVI is below the null there is none. Seconds are those of the process: ours from its
+start to a saved run, SCVI's from the start of its imports to the end of its training;
+`taskset` holds both to the same core.
 
 A fit that `--work` has already is not made again; SCVI takes hours (worm_neurons: half
 an hour a fit on one core). With `--accelerator gpu` SCVI trains on a GPU, and with
-`--jobs` several fits are made at a time: such fits, and those of `--untimed`, give
-bounds and no seconds. Bounds of each test cell are kept beside `--out` (.npz), so that
-seeds can be added; what `--out` has and they have not stays.
+`--jobs` several fits are made at a time: such fits give bounds and no seconds. Bounds
+of each test cell are kept beside `--out` (.npz), so that seeds can be added; what
+`--out` has and they have not stays.
 """
 
 import argparse
@@ -179,9 +179,10 @@ def compared(bounds: dict[str, dict[int, np.ndarray]], seeds: list[int]) -> dict
     }
 
 
-def null_of(adata: anndata.AnnData, likelihood: str, batch_key: str | None) -> float:
+def null_of(path: Path, likelihood: str, batch_key: str | None) -> float:
     """Mean log-probability of the test cells under depth x the mean profile."""
-    data = prepare(adata, sv.DataConfig(batch_key=batch_key, split_key="split"))
+    data_config = sv.DataConfig(batch_key=batch_key, split_key="split")
+    data = prepare(anndata.read_h5ad(path), data_config)
     family = named_likelihood(sv.ModelConfig(likelihood=likelihood))
     train, test = (data.split == part for part in ("train", "test"))
     return float(null_log_prob(family, data, train, test).mean(dtype=np.float64))
@@ -225,44 +226,42 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
     fits = {tuple(fit[name] for name in NAMES): fit for fit in old.get("fits", ())}
     known_versions = old.get("versions", {}) | versions()
     kept = dict(np.load(of_cells(out))) if of_cells(out).exists() else {}
-    for name in SETS:
-        adata = anndata.read_h5ad(data / f"{name}.h5ad")
-        labels = adata.obs.get("cell_type")
+    for name, likelihood in itertools.product(SETS, LIKELIHOODS):
+        path = data / f"{name}.h5ad"
+        labels = anndata.read_h5ad(path, backed="r").obs.get("cell_type")
         labels = None if labels is None else labels.astype(str).to_numpy()
-        for likelihood in LIKELIHOODS:
-            bounds = {tool: {} for tool in TOOLS}
-            new = {}
-            for tool, seed in itertools.product(TOOLS, range(100)):
-                place = (name, likelihood, tool, seed)
-                file = file_of(work, *place)
-                if file.exists():
-                    found = new[place] = dict(np.load(file))
-                    kept[file.stem] = found["marginal"].astype(np.float32)
-                    known_versions |= json.loads(str(found.get("versions", "{}")))
-                if file.stem in kept:
-                    bounds[tool][seed] = kept[file.stem]
-            seeds = sorted(set(bounds["scvae_jax"]) & set(bounds["scvi"]))
-            row = rows.get((name, likelihood), {"seeds": []})
-            renewed = len(seeds) >= len(row["seeds"])
-            for place, found in new.items():
-                fit = dict(zip(NAMES, place, strict=True))
-                fit |= figures(found, labels, place[-1])
-                fit |= {"commit": str(found["commit"]) if "commit" in found else None}
-                old_fit = fits.get(place, fit)
-                # what it took when it was last made with nothing beside it
-                seconds = fit["seconds"] or old_fit["seconds"]
-                fits[place] = (fit if renewed else old_fit) | {"seconds": seconds}
-            if seeds and renewed:
-                row |= {"set": name, "likelihood": likelihood}
-                row |= compared(bounds, seeds)
-            if not row["seeds"]:
-                continue
-            if "null" not in row:
-                row["null"] = null_of(adata, likelihood, SETS[name])
-            gain, theirs = (row["bounds"][tool] - row["null"] for tool in TOOLS)
-            row["share_explained"] = gain / theirs if theirs > 0 else None
-            own = [fit for key, fit in fits.items() if key[:2] == (name, likelihood)]
-            rows[name, likelihood] = row | timed(own)
+        bounds = {tool: {} for tool in TOOLS}
+        new = {}
+        for tool, seed in itertools.product(TOOLS, range(100)):
+            place = (name, likelihood, tool, seed)
+            file = file_of(work, *place)
+            if file.exists():
+                found = new[place] = dict(np.load(file))
+                kept[file.stem] = found["marginal"].astype(np.float32)
+                known_versions |= json.loads(str(found.get("versions", "{}")))
+            if file.stem in kept:
+                bounds[tool][seed] = kept[file.stem]
+        seeds = sorted(set(bounds["scvae_jax"]) & set(bounds["scvi"]))
+        row = rows.get((name, likelihood), {"seeds": []})
+        renewed = len(seeds) >= len(row["seeds"])
+        for place, found in new.items():
+            fit = dict(zip(NAMES, place, strict=True))
+            fit |= figures(found, labels, place[-1])
+            fit |= {"commit": str(found["commit"]) if "commit" in found else None}
+            old_fit = fits.get(place, fit)
+            # what it took when it was last made with nothing beside it
+            seconds = fit["seconds"] or old_fit["seconds"]
+            fits[place] = (fit if renewed else old_fit) | {"seconds": seconds}
+        if seeds and renewed:
+            row |= {"set": name, "likelihood": likelihood} | compared(bounds, seeds)
+        if not row["seeds"]:
+            continue
+        if "null" not in row:
+            row["null"] = null_of(path, likelihood, SETS[name])
+        gain, theirs = (row["bounds"][tool] - row["null"] for tool in TOOLS)
+        row["share_explained"] = gain / theirs if theirs > 0 else None
+        own = [fit for key, fit in fits.items() if key[:2] == (name, likelihood)]
+        rows[name, likelihood] = row | timed(own)
     of_rows = itertools.product(SETS, LIKELIHOODS)
     of_fits = itertools.product(SETS, LIKELIHOODS, TOOLS, range(100))
     result = {
@@ -288,12 +287,10 @@ def main() -> None:
     parser.add_argument("--tools", nargs="*", default=TOOLS, choices=TOOLS)
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--untimed", action="store_true", help="other work runs beside")
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
 
     timed_here = arguments.jobs == 1 and arguments.accelerator == "cpu"
-    timed_here &= not arguments.untimed
 
     def make(place: tuple[int, str, str]) -> None:
         seed, name, likelihood = place

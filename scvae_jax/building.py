@@ -93,20 +93,25 @@ def conditions_on_total(config: ModelConfig) -> bool:
     return counted and config.likelihood_options.get("mean", "library") == "library"
 
 
-def linked(
-    likelihood: Likelihood, n_genes: int, n_batches: int, *, depth: float
-) -> Any:
-    """The params that a likelihood gives a cell for heads of many values.
+def reads_depth(likelihood: Likelihood, n_genes: int, n_batches: int) -> bool:
+    """Whether the params of a likelihood depend on the depth of a cell.
 
     Args:
         likelihood: any.
         n_genes: G.
         n_batches: number of batches, 0 where there is no batch covariate.
-        depth: of the cell.
 
     Returns:
-        What its link returns, for a batch of one cell.
+        Whether they do, as those of a library mean.
     """
+    few, many = (
+        _linked(likelihood, n_genes, n_batches, depth) for depth in (100.0, 200.0)
+    )
+    return not all(jax.tree.leaves(jax.tree.map(np.array_equal, few, many)))
+
+
+def _linked(likelihood: Likelihood, n_genes: int, n_batches: int, depth: float) -> Any:
+    """The params of a cell of some depth, for heads of many values."""
     heads = {}
     for head in likelihood.heads:
         shape = (1, n_genes, *head.shape)
@@ -134,7 +139,7 @@ def expect_one_log_prob_of_zero(
     """
     if likelihood.log_prob_zero is None:
         return
-    params = linked(likelihood, n_genes, n_batches, depth=100.0)
+    params = _linked(likelihood, n_genes, n_batches, 100.0)
     general = likelihood.log_prob(jnp.zeros((1, n_genes)), params)
     closed = likelihood.log_prob_zero(params)
     if not np.allclose(general, closed, rtol=1e-3, atol=1e-3, equal_nan=True):

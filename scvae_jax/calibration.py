@@ -19,7 +19,7 @@ import scipy.sparse
 
 from scvae_jax import batches, prediction
 from scvae_jax.batches import CellData
-from scvae_jax.building import conditions_on_total, linked
+from scvae_jax.building import conditions_on_total, reads_depth
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
 from scvae_jax.counts import expect_anndata, gene_names, make_actual, n_fractional
@@ -260,11 +260,7 @@ def _is_given_total(fitted: Fitted) -> bool:
 
 def _reads_depth(fitted: Fitted) -> bool:
     sizes = {"n_genes": len(fitted.genes), "n_batches": len(fitted.batches)}
-    few, many = (
-        linked(fitted.likelihood, **sizes, depth=depth) for depth in (100.0, 200.0)
-    )
-    same = jax.tree.map(np.array_equal, few, many)
-    return not all(jax.tree.leaves(same))
+    return reads_depth(fitted.likelihood, **sizes)
 
 
 class _Measured(NamedTuple):

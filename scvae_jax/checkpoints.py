@@ -277,7 +277,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             "none, as its options are in the run",
             "leave it out",
         )
-        likelihood = named_likelihood(model_config)
+    used = likelihood if own_likelihood else named_likelihood(model_config)
     genes, history = _read_json(path / "genes.json"), _read_json(path / "history.json")
     # of other files in the folder nothing is read; alternatives look at their own, and
     # this at the settings that have the sums of those
@@ -296,9 +296,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
     genes = np.asarray(genes, dtype=str)
     # names such as NA or 007 are names
     cells = pd.read_csv(path / "cells.csv", dtype=str, keep_default_na=False)
-    model = from_config(
-        model_config, likelihood, n_genes=len(genes), n_batches=len(batches)
-    )
+    model = from_config(model_config, used, n_genes=len(genes), n_batches=len(batches))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
@@ -329,7 +327,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         summary=summary,
         versions=versions,
         alternatives=tuple(
-            load(path / folder, likelihood=likelihood if own_likelihood else None)
+            load(path / folder, likelihood=likelihood)
             for folder in sorted({"/".join(name.split("/")[:2]) for name in saved})
             if folder.startswith("alternatives/")
         ),

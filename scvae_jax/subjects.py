@@ -150,9 +150,8 @@ def _split(
         drawn = dataclasses.replace(train_config, seed=seed)
         split = split_cells(data, drawn, key)
         warn_of_cells(data, split)
-        for config in entries.values():
-            if kind_of(named_likelihood(config)) == "densities":
-                expect_varying(data, split == "train")
+        if any(named_likelihood(c).support == "real" for c in entries.values()):
+            expect_varying(data, split == "train")
         part = "test" if (split == "test").any() else "validation"
         train, held_out = split == "train", split == part
         if n_clusters and n_clusters[0] > train.sum():
