@@ -36,7 +36,7 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 import scvae_jax as sv
-from scvae_jax import counts, evaluation, selection
+from scvae_jax import evaluation, selection
 from scvae_jax.files import whole
 
 SETS = [
@@ -58,7 +58,7 @@ def prepared(adata: anndata.AnnData) -> anndata.AnnData:
     x = scipy.sparse.csr_matrix(adata.X)
     cells = anndata.AnnData(x, obs=adata.obs.copy())
     if "split" not in cells.obs:
-        cells.obs["split"] = counts.random_split(cells.n_obs, 0.1, 0.0, 0)
+        cells.obs["split"] = selection.random_split(cells.n_obs, 0.1, 0.0, 0)
     random = np.random.default_rng(0)
     for name, share in THINNED.items():
         thinned = x.copy()

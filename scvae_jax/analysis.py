@@ -14,10 +14,10 @@ import pandas as pd
 import scipy.special
 
 from scvae_jax import batches
+from scvae_jax.annotated import gene_names, in_memory, make_actual
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, check_count, check_field, listing
-from scvae_jax.counts import gene_names, in_memory, make_actual
 from scvae_jax.evaluation import cell_bounds, prepare_as, split_of
 from scvae_jax.latents import sample
 from scvae_jax.models import Model

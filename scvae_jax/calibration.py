@@ -18,11 +18,12 @@ import pandas as pd
 import scipy.sparse
 
 from scvae_jax import batches, prediction
+from scvae_jax.annotated import expect_anndata, gene_names, make_actual
 from scvae_jax.batches import CellData
 from scvae_jax.building import conditions_on_total, reads_depth
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
-from scvae_jax.counts import expect_anndata, gene_names, make_actual, n_fractional
+from scvae_jax.counts import n_fractional
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences

@@ -1,7 +1,6 @@
 """The command line: parse, call, print. Heavy imports wait for the command."""
 
 import dataclasses
-import errno
 import json
 import sys
 import warnings
@@ -16,8 +15,6 @@ from scvae_jax.checks import (
     InputError,
     InputWarning,
     check_count,
-    is_lack_of_memory,
-    one_line,
 )
 from scvae_jax.config import PRECISIONS, ModelConfig, TrainConfig, parse_options
 
@@ -142,11 +139,11 @@ def train(
         test_fraction=test_fraction,
         seed=seed,
     )
-    from scvae_jax import checkpoints, counts, training
+    from scvae_jax import annotated, checkpoints, training
 
     checkpoints.check_free(out, overwrite)
     fitted = training.fit_many(
-        counts.read_h5ad(data),
+        annotated.read_h5ad(data),
         config,
         train_config,
         seeds=range(seed, seed + seeds),
@@ -180,11 +177,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Print bounds on the log-likelihood of held-out cells, in nats per cell."""
-    from scvae_jax import checkpoints, counts, evaluation
+    from scvae_jax import annotated, checkpoints, evaluation
 
     fitted = checkpoints.load(run)
     figures = evaluation.evaluate(
-        counts.read_h5ad(data),
+        annotated.read_h5ad(data),
         fitted,
         split=split,
         n_samples=samples,
@@ -221,11 +218,11 @@ def apply(
         raise InputError(
             "found --batch without --denoised, expected both, add --denoised"
         )
-    from scvae_jax import analysis, checkpoints, counts
+    from scvae_jax import analysis, annotated, checkpoints
 
-    _check_free_file(out, overwrite)
+    files.expect_free(out, overwrite)
     fitted = checkpoints.load(run)
-    adata = counts.read_h5ad(data)
+    adata = annotated.read_h5ad(data)
     given = {"missing_genes": missing_genes, "layer": layer, "seed": seed}
     if denoised:
         with warnings.catch_warnings():
@@ -233,7 +230,7 @@ def apply(
             warnings.simplefilter("ignore", InputWarning)
             analysis.denoise(adata, fitted, batch=batch, **given)
     analysis.apply(adata, fitted, **given)
-    _write_h5ad(adata, out)
+    annotated.write_h5ad(adata, out)
     figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
     printing.figures(figures | {"out": str(out)}, as_json)
 
@@ -296,10 +293,10 @@ def compare(
             f"found data sets named {', '.join(twice)} twice, expected each once and "
             "names that differ, leave one out or rename it"
         )
-    from scvae_jax import comparison, counts
+    from scvae_jax import annotated, comparison
 
     found = comparison.compare(
-        {path.stem: counts.read_h5ad(path) for path in data},
+        {path.stem: annotated.read_h5ad(path) for path in data},
         likelihoods=_between_commas(likelihoods),
         out=out,
         models=kinds,
@@ -342,6 +339,7 @@ def demo(
     run, file, picture = out / "run", out / "annotated.h5ad", out / "latent.png"
     from scvae_jax import (
         analysis,
+        annotated,
         checkpoints,
         datasets,
         evaluation,
@@ -352,7 +350,7 @@ def demo(
 
     checkpoints.check_free(run, overwrite)
     for path in (file, picture):
-        _check_free_file(path, overwrite)
+        files.expect_free(path, overwrite)
     adata = datasets.pbmc68k_reduced()
     fitted = training.fit(adata, config, train_config)
     figures = evaluation.evaluate(adata, fitted, seed=seed)
@@ -365,7 +363,7 @@ def demo(
     # what takes longest first, so that an interruption leaves nothing behind
     with files.folders_above(picture), files.whole(picture) as part:
         plots.latent_space(adata, part, colors=colors, seed=seed)
-    _write_h5ad(adata, file)
+    annotated.write_h5ad(adata, file)
     fitted.save(run, overwrite=overwrite)
     figures |= {
         "ari": agreed["ari"],
@@ -411,46 +409,6 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _between_commas(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _check_free_file(path: Path, overwrite: bool) -> None:
-    files.expect_writable(path)
-    if path.is_symlink():
-        raise InputError(
-            f"found a link at {path}, expected a new file, choose another name"
-        )
-    if path.is_dir():
-        raise InputError(
-            f"found a folder at {path}, expected a new file, choose another name"
-        )
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"found {path} there already, expected a new file, choose another name "
-            "or replace it (--overwrite)"
-        )
-
-
-def _write_h5ad(adata: Any, path: Path) -> None:
-    """Write a file that appears whole or not at all."""
-    import anndata
-
-    # names of cells may be such where the file that was read has them
-    nullable = anndata.settings.override(allow_write_nullable_strings=True)
-    try:
-        with files.folders_above(path), files.whole(path) as part, nullable:
-            adata.write_h5ad(part)
-    except OSError:
-        raise
-    except Exception as error:
-        if is_lack_of_memory(error):
-            raise
-        if isinstance(error, RuntimeError) and "errno" in str(error):
-            # what h5py may make of a full disk
-            raise OSError(errno.EIO, str(error), str(path)) from None
-        raise InputError(
-            f"found what anndata does not write ({one_line(error)}), expected columns "
-            "and names that an .h5ad file can hold, rename or remove them"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
-"""AnnData and .h5ad files to validated sparse counts and covariates. No jax."""
+"""AnnData to validated sparse counts and covariates. No jax."""
 
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from scvae_jax.checks import InputError, InputWarning, listing, one_line
+from scvae_jax.annotated import (
+    column_of,
+    expect_anndata,
+    gene_names,
+    layer_names,
+    main_matrix,
+)
+from scvae_jax.checks import InputError, InputWarning, listing
 from scvae_jax.config import DataConfig
 
 SPLITS = ("train", "validation", "test")
@@ -38,62 +44,6 @@ class CountData(NamedTuple):
     batch: np.ndarray
     batches: tuple[str, ...]
     split: np.ndarray | None
-
-
-def read_h5ad(path: str | Path) -> anndata.AnnData:
-    """Read an .h5ad file.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The AnnData object, in memory.
-
-    Raises:
-        InputError: if it is absent, not HDF5, cut short, or not AnnData.
-    """
-    path = Path(path)
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no file"
-        raise InputError(
-            f"found {kind} at {path}, expected an .h5ad file, check the path"
-        )
-    with path.open("rb") as file:
-        signature = file.read(8)
-    if signature != b"\x89HDF\r\n\x1a\n":
-        raise InputError(
-            f"found a file that is not HDF5 at {path}, expected an .h5ad file, "
-            "convert it with anndata"
-        )
-    try:
-        with warnings.catch_warnings():
-            # what old files look like is no concern of the reader
-            warnings.simplefilter("ignore")
-            adata = anndata.read_h5ad(path)
-    except MemoryError:
-        raise
-    except BlockingIOError:
-        raise InputError(
-            f"found {path} locked by another program, expected a file that can be "
-            "read, close it there"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"found a damaged or truncated HDF5 file at {path} ({one_line(error)}), "
-            "expected a whole .h5ad file, copy or download it again"
-        ) from None
-    except Exception as error:
-        raise InputError(
-            f"found an HDF5 file that anndata cannot read at {path} "
-            f"({one_line(error)}), expected an .h5ad file, write it with "
-            "AnnData.write_h5ad"
-        ) from None
-    if adata.X is None and not layer_names(adata):
-        raise InputError(
-            f"found neither X nor layers in {path}, expected counts of cells by genes, "
-            "write it with AnnData.write_h5ad"
-        )
-    return adata
 
 
 def prepare(
@@ -182,71 +132,6 @@ def prepare(
     )
 
 
-def expect_anndata(adata: anndata.AnnData) -> None:
-    """Refuse anything else, such as a path.
-
-    Args:
-        adata: what was given.
-
-    Raises:
-        InputError: if it is no AnnData object.
-    """
-    if not isinstance(adata, anndata.AnnData):
-        raise InputError(
-            f"found a {type(adata).__name__}, expected an AnnData object, "
-            "read the file with anndata.read_h5ad"
-        )
-
-
-def gene_names(adata: anndata.AnnData) -> np.ndarray:
-    """Names of the genes as strings, whatever the index of `var` holds.
-
-    Args:
-        adata: cells by genes.
-
-    Returns:
-        [G] strings.
-    """
-    return np.asarray(adata.var_names, dtype=str)
-
-
-def layer_names(adata: anndata.AnnData) -> list[str]:
-    """Names of the layers; newer versions of anndata list X among them, as None."""
-    return [name for name in adata.layers if name is not None]
-
-
-def column_of(
-    adata: anndata.AnnData, key: str, purpose: str, axis: str = "obs"
-) -> pd.Series:
-    """A column of obs or var, or an error that lists those that exist.
-
-    Args:
-        adata: the cells.
-        key: its name.
-        purpose: what it is for, for the message.
-        axis: "obs" or "var".
-
-    Returns:
-        The column.
-
-    Raises:
-        InputError: if there is none of this name.
-    """
-    table = getattr(adata, axis)
-    if not isinstance(key, str) or key not in table:
-        raise InputError(
-            f"found no {axis} column {key!r} for the {purpose}, expected one of: "
-            f"{listing(table.columns, 30)}, give one of these or add it"
-        )
-    column = table[key]
-    if isinstance(column, pd.DataFrame):
-        raise InputError(
-            f"found {column.shape[1]} {axis} columns {key!r} for the {purpose}, "
-            "expected one, rename the others"
-        )
-    return column
-
-
 def _gene_columns(
     adata: anndata.AnnData,
     names: np.ndarray,
@@ -300,7 +185,7 @@ def _matrix(
 ) -> scipy.sparse.csr_matrix:
     """Columns of X or of a layer as a new CSR matrix of floats."""
     if layer is None:
-        x = _main_matrix(adata)
+        x = main_matrix(adata)
         if x is None:
             raise InputError(
                 "found no X, expected counts there, "
@@ -407,19 +292,10 @@ def _where(config: DataConfig) -> str:
     return "X" if config.layer is None else f"layer {config.layer!r}"
 
 
-def _main_matrix(adata: anndata.AnnData) -> Any:
-    """X, None where there is none."""
-    try:
-        return adata.X
-    except KeyError:
-        # what anndata makes of it where the object is backed by a file
-        return None
-
-
 def _likely_counts(adata: anndata.AnnData, where: str) -> str:
     """A hint at where the counts are, if some other matrix looks like counts."""
     candidates = {f"layer {n!r}": adata.layers[n] for n in layer_names(adata)}
-    candidates["X"] = _main_matrix(adata)
+    candidates["X"] = main_matrix(adata)
     if adata.raw is not None:
         candidates["raw.X"] = adata.raw.X
     for name, x in candidates.items():
@@ -512,38 +388,3 @@ def _split(
             f"{', '.join(SPLITS)}, rename them"
         )
     return values
-
-
-def in_memory(adata: anndata.AnnData) -> anndata.AnnData:
-    """A copy in memory that shares nothing with the cells, be they in a file or not."""
-    return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
-
-
-def make_actual(adata: anndata.AnnData) -> anndata.AnnData:
-    """Make a view an object of its own before it is written to, as scanpy does."""
-    if adata.is_view:
-        adata._init_as_actual(in_memory(adata))
-    return adata
-
-
-def random_split(
-    n_obs: int, validation_fraction: float, test_fraction: float, seed: int
-) -> np.ndarray:
-    """Draw which cells are held out.
-
-    Args:
-        n_obs: n.
-        validation_fraction: share of cells for validation, at least one cell.
-        test_fraction: share of cells for test.
-        seed: of the draw.
-
-    Returns:
-        [n] values of SPLITS.
-    """
-    n_validation = max(1, round(n_obs * validation_fraction))
-    n_test = round(n_obs * test_fraction)
-    order = np.random.default_rng(seed).permutation(n_obs)
-    split = np.full(n_obs, "train", dtype="<U10")
-    split[order[:n_validation]] = "validation"
-    split[order[n_validation : n_validation + n_test]] = "test"
-    return split

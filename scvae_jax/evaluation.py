@@ -11,19 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scvae_jax import batches
+from scvae_jax.annotated import column_of, expect_anndata, gene_names
 from scvae_jax.batches import CellData
 from scvae_jax.building import conditions_on_total
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, InputWarning, check_count
 from scvae_jax.clusters import clusters_used, effective_number
-from scvae_jax.counts import (
-    SPLITS,
-    CountData,
-    column_of,
-    expect_anndata,
-    gene_names,
-    prepare,
-)
+from scvae_jax.counts import SPLITS, CountData, prepare
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.objectives import Parts, elbo_parts, importance_weighted_bound

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from scvae_jax.checks import expect
+from scvae_jax.checks import InputError, expect
 
 
 def expect_writable(path: Path) -> None:
@@ -27,6 +27,32 @@ def expect_writable(path: Path) -> None:
         f"one for {path.name}",
         "choose another path",
     )
+
+
+def expect_free(path: Path, overwrite: bool) -> None:
+    """Refuse a path at which no new file can be, before any work is done.
+
+    Args:
+        path: of the file to be.
+        overwrite: whether it may replace one.
+
+    Raises:
+        InputError: if something is there, or nothing may be.
+    """
+    expect_writable(path)
+    if path.is_symlink():
+        raise InputError(
+            f"found a link at {path}, expected a new file, choose another name"
+        )
+    if path.is_dir():
+        raise InputError(
+            f"found a folder at {path}, expected a new file, choose another name"
+        )
+    if path.exists() and not overwrite:
+        raise InputError(
+            f"found {path} there already, expected a new file, choose another name "
+            "or replace it (--overwrite)"
+        )
 
 
 @contextlib.contextmanager

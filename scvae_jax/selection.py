@@ -9,7 +9,7 @@ from scvae_jax import batches
 from scvae_jax.batches import CellData
 from scvae_jax.checks import InputError, InputWarning, expect, listing
 from scvae_jax.config import TrainConfig
-from scvae_jax.counts import CountData, random_split
+from scvae_jax.counts import CountData
 
 
 def split_cells(
@@ -57,6 +57,29 @@ def split_cells(
             f"found {counts['train']} training and {counts['validation']} validation "
             f"cells in {where}, expected at least one of each, mark some"
         )
+    return split
+
+
+def random_split(
+    n_obs: int, validation_fraction: float, test_fraction: float, seed: int
+) -> np.ndarray:
+    """Draw which cells are held out.
+
+    Args:
+        n_obs: n.
+        validation_fraction: share of cells for validation, at least one cell.
+        test_fraction: share of cells for test.
+        seed: of the draw.
+
+    Returns:
+        [n] train, validation or test.
+    """
+    n_validation = max(1, round(n_obs * validation_fraction))
+    n_test = round(n_obs * test_fraction)
+    order = np.random.default_rng(seed).permutation(n_obs)
+    split = np.full(n_obs, "train", dtype="<U10")
+    split[order[:n_validation]] = "validation"
+    split[order[n_validation : n_validation + n_test]] = "test"
     return split
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import anndata
 import numpy as np
 
+from scvae_jax.annotated import column_of
 from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, expect, listing
 from scvae_jax.config import (
@@ -18,7 +19,7 @@ from scvae_jax.config import (
     TrainConfig,
     parse_options,
 )
-from scvae_jax.counts import CountData, column_of, prepare
+from scvae_jax.counts import CountData, prepare
 from scvae_jax.ranking import Row
 from scvae_jax.selection import expect_varying, split_cells, warn_of_cells
 from scvae_jax.trials import Cells, kind_of

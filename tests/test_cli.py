@@ -20,8 +20,8 @@ import pytest
 import scvae_jax as sv
 from scvae_jax import (
     analysis,
+    annotated,
     cli,
-    counts,
     datasets,
     evaluation,
     phases,
@@ -820,7 +820,7 @@ def test_what_a_file_cannot_hold_is_said_in_one_line(
     adata = anndata.read_h5ad(data)
     adata.uns["odd"] = object()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counts, "read_h5ad", lambda _: adata)
+        patch.setattr(annotated, "read_h5ad", lambda _: adata)
         done = command("apply", run, data, "--out", "new/out.h5ad")
     assert done.code == 2
     assert_one_line(done.err, "found what anndata does not write")

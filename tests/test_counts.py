@@ -7,16 +7,11 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
+from scvae_jax.annotated import column_of, in_memory, read_h5ad
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
-from scvae_jax.counts import (
-    SPLITS,
-    column_of,
-    in_memory,
-    prepare,
-    random_split,
-    read_h5ad,
-)
+from scvae_jax.counts import SPLITS, prepare
+from scvae_jax.selection import random_split
 
 N_OBS, N_VARS = 12, 7
 

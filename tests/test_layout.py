@@ -50,6 +50,7 @@ ORDER = (
     "selection",
     "batches",
     "counts",
+    "annotated",
     "public",
     "datasets",
     "config",
@@ -102,7 +103,9 @@ def test_likelihoods_import_jax_alone():
     assert {name.split(".")[0] for name in names} <= allowed
 
 
-@pytest.mark.parametrize("module", ["checks", "config", "counts", "datasets", "public"])
+@pytest.mark.parametrize(
+    "module", ["annotated", "checks", "config", "counts", "datasets", "public"]
+)
 def test_no_jax_on_the_host_side(module):
     names = imports_of(PACKAGE / f"{module}.py")
     assert "jax" not in {name.split(".")[0] for name in names}

@@ -23,10 +23,11 @@ from scvae_jax import (
     sweep,
 )
 from scvae_jax.checks import InputError, InputWarning
-from scvae_jax.counts import prepare, random_split
+from scvae_jax.counts import prepare
 from scvae_jax.evaluation import prepare_as
 from scvae_jax.phases import Result
 from scvae_jax.placing import cluster_codes
+from scvae_jax.selection import random_split
 
 SMALL = {"n_latent": 3, "hidden_sizes": (32,), "dropout_input": 0.1}
 SMALL |= {"dropout_hidden": 0.0, "dropout_decoder": 0.0}
