@@ -9,9 +9,9 @@ that it recommends, which weighs the validation bound against the stability betw
 seeds; the most stable; the smallest whose bound is within a standard error (over seeds)
 of the best; and of those within 0.02 of the most stable, the one with the best bound.
 The last three were there before the first, and each fails on some sets. What is
-recommended was at first the best bound among peaks of stability; that took ten clusters
-for the four lines once every number was tried, and three for "7 types", and was
-replaced: with 0.03 to 0.1 of stability for a standard deviation of the bound the rule
+recommended was at first the best bound among peaks of stability, which took ten
+clusters for the four lines once every number was tried, then that among peaks within
+0.1 of the most stable, which took three for "7 types", and was replaced: with 0.03 to 0.1 of stability for a standard deviation of the bound the rule
 as it is leads to the same clusters on all sets until then; "9 types" alone was run
 after that. Fits of each number are then scored by the labels (ARI, mean over seeds), to
 be held against those with the true number and against the best of Leiden on principal

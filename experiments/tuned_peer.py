@@ -9,7 +9,7 @@ gained is added, largest gain first, and kept where the validation ELBO rises on
 What is best then is trained with each seed, and test cells are scored by
 importance-weighted bounds of 500 samples. Ours are the fits of `against_peers.py`, of
 the same seeds, in the same folder. A trial that `--work` has is not made again; some
-thirty a set, of one to seven minutes each on one core.
+thirty a set, of one to ten minutes each on one core.
 """
 
 import argparse
