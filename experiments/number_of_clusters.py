@@ -11,11 +11,12 @@ of the best; and of those within 0.02 of the most stable, the one with the best 
 The last three were there before the first, and each fails on some sets. What is
 recommended was at first the best bound among peaks of stability, which took ten
 clusters for the four lines once every number was tried, then that among peaks within
-0.1 of the most stable, which took three for "7 types", and was replaced: with 0.03 to 0.1 of stability for a standard deviation of the bound the rule
-as it is leads to the same clusters on all sets until then; "9 types" alone was run
-after that. Fits of each number are then scored by the labels (ARI, mean over seeds), to
-be held against those with the true number and against the best of Leiden on principal
-components over its range of resolutions, which takes labels to find (on SCVI's latents:
+0.1 of the most stable, which took three for "7 types", and was replaced: with 0.03 to
+0.1 of stability for a standard deviation of the bound the rule as it is leads to the
+same clusters on all sets until then; "9 types" alone was run after that. Fits of each
+number are then scored by the labels (ARI, mean over seeds), to be held against those
+with the true number and against the best of Leiden on principal components over its
+range of resolutions, which takes labels to find (on SCVI's latents:
 `clusters_against_peers.json`). Some ten minutes a set on one core.
 """
 

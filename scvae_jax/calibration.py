@@ -59,8 +59,9 @@ class Calibration(NamedTuple):
             many entries that are all but surely zero would drown the others.
         genes: a row for each gene, over cells: mean, expected_mean, variance,
             expected_variance (squared counts), zeros, expected_zeros (shares),
-            pit_distance (some 0.9 / sqrt(cells) by chance), log_score (nats per cell,
-            mean over fits).
+            effective_cells (what the weights of its entries come to, as many equal
+            ones), pit_distance (by chance some 0.7 / sqrt(effective_cells)), log_score
+            (nats per cell, mean over fits).
         cells: a row for each cell: total, expected_total and expected_sd of the counts
             of its first hidden half.
     """
@@ -213,10 +214,12 @@ def _fits_of(
         not isinstance(fitted, Mapping)
         or not fitted
         or not all(isinstance(model, Fitted) for model in fitted.values())
+        or not all(isinstance(name, str) for name in fitted)
     ):
         raise InputError(
             f"found a {type(fitted).__name__}, expected a fitted model after the "
-            "AnnData object or a dict of them, pass what sv.fit or sv.load returned"
+            "AnnData object or a dict of them by name (strings), pass what sv.fit "
+            "or sv.load returned"
         )
     first_name, first = next(iter(fitted.items()))
     for name, model in fitted.items():
@@ -268,7 +271,7 @@ class _Measured(NamedTuple):
     """Sums over cells, of one model.
 
     Attributes:
-        sums: [7 + N_BINS, G] from `_sums`, of the first fit.
+        sums: [8 + N_BINS, G] from `_sums`, of the first fit.
         scores: [n_fits, G] sums of log p(x_g | x_seen).
         totals: [n, 3] as in `Predicted`, of the first fit.
     """
@@ -294,7 +297,7 @@ def _measure(
         the differences in log score, fits averaged, and of their squares.
     """
     n_genes = x.shape[1]
-    sums = {name: np.zeros((7 + N_BINS, n_genes)) for name in fits}
+    sums = {name: np.zeros((8 + N_BINS, n_genes)) for name in fits}
     scores = {name: np.zeros((len(models), n_genes)) for name, models in fits.items()}
     totals = {name: [] for name in fits}
     moments = {pair: np.zeros((2, n_genes)) for pair in itertools.combinations(fits, 2)}
@@ -338,7 +341,7 @@ def _measure(
 
 
 def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
-    """Sums over cells that `_table` needs, and the histogram: [7 + N_BINS, G]."""
+    """Sums over cells that `_table` needs, and the histogram: [8 + N_BINS, G]."""
     parts = (
         x,
         x.astype(np.float64) ** 2,
@@ -356,17 +359,18 @@ def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
     code = np.minimum(np.nan_to_num(u) * N_BINS, N_BINS - 1).astype(np.int64)
     code = code * n_genes + np.arange(n_genes)[None]
     pit = np.bincount(code.ravel(), weight.ravel(), N_BINS * n_genes)
-    return np.concatenate([sums, pit.reshape(N_BINS, n_genes)])
+    squares = (weight**2).sum(axis=0, dtype=np.float64)[None]
+    return np.concatenate([sums, squares, pit.reshape(N_BINS, n_genes)])
 
 
 def _table(
     found: _Measured, n_cells: int, genes: np.ndarray
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """`Calibration.genes` and its `pit`."""
-    mean, square, zeros, expected, expected_square, within, zero = (
+    mean, square, zeros, expected, expected_square, within, zero, _ = (
         found.sums[:-N_BINS] / n_cells
     )
-    pit = found.sums[-N_BINS:]
+    squares, pit = found.sums[-N_BINS - 1], found.sums[-N_BINS:]
     columns = {
         "mean": mean,
         "expected_mean": expected,
@@ -375,6 +379,8 @@ def _table(
         "expected_variance": within + np.maximum(expected_square - expected**2, 0.0),
         "zeros": zeros,
         "expected_zeros": zero,
+        # Kish's: (sum of weights)^2 / sum of their squares
+        "effective_cells": pit.sum(axis=0) ** 2 / np.maximum(squares, TINY),
         "pit_distance": _distance(pit),
         "log_score": found.scores.mean(axis=0) / n_cells,
     }

@@ -17,7 +17,7 @@ from scvae_jax.annotated import (
     layer_names,
     main_matrix,
 )
-from scvae_jax.checks import InputError, InputWarning, listing
+from scvae_jax.checks import InputError, InputWarning, listing, one_line
 from scvae_jax.config import DataConfig
 
 SPLITS = ("train", "validation", "test")
@@ -100,7 +100,7 @@ def prepare(
     if own_genes and x.nnz == 0 and support != "real":
         raise InputError(
             "found nothing but zeros in the genes in use, expected counts, "
-            f"choose another layer{_likely_counts(adata, _where(config))}"
+            f"choose another layer{_likely_counts(adata, _where(config.layer))}"
         )
     genes = names[columns] if own_genes else np.asarray(genes, dtype=str)
     if not present.all():
@@ -168,8 +168,8 @@ def _gene_columns(
     if not (pd.api.types.is_bool_dtype(mask.dtype) and not mask.isna().any()):
         raise InputError(
             f"found var column {config.genes!r} of type {mask.dtype}, expected "
-            "true or false for every gene, compare it (adata.var[...].astype(str) == "
-            "'True')"
+            "true or false for every gene, compare it (adata.var[...] == 1, or of text "
+            "adata.var[...].astype(str) == 'True')"
         )
     columns = np.flatnonzero(mask.to_numpy(dtype=bool))
     if len(columns) == 0:
@@ -200,8 +200,21 @@ def _matrix(
         )
     if hasattr(x, "to_memory"):
         x = x.to_memory()
+    if np.ma.is_masked(x):
+        raise InputError(
+            f"found {np.ma.count_masked(x)} masked values in {_where(layer)}, expected "
+            "counts alone, fill them first"
+        )
     if not scipy.sparse.issparse(x):
         x = np.asarray(x)
+    elif hasattr(x, "check_format"):
+        try:
+            x.check_format(full_check=True)
+        except ValueError as error:
+            raise InputError(
+                f"found a damaged sparse matrix in {_where(layer)} "
+                f"({one_line(error)}), expected indices within it, write it anew"
+            ) from None
     if x.dtype.kind not in "biuf":
         raise InputError(
             f"found data of type {x.dtype}, expected numbers, convert it (what is "
@@ -219,7 +232,7 @@ def _validated(
     x: scipy.sparse.csr_matrix, adata: anndata.AnnData, config: DataConfig, support: str
 ) -> scipy.sparse.csr_matrix:
     """The matrix in canonical float32 form, if its values suit the likelihood."""
-    where = _where(config)
+    where = _where(config.layer)
     x.sum_duplicates()
     # not a number, infinite, or so when it is a float32
     largest = max(-x.data.min(), x.data.max()) if x.nnz else 0.0
@@ -288,8 +301,8 @@ def n_fractional(values: np.ndarray) -> int:
     return sum(int((part != np.floor(part)).sum()) for part in parts)
 
 
-def _where(config: DataConfig) -> str:
-    return "X" if config.layer is None else f"layer {config.layer!r}"
+def _where(layer: str | None) -> str:
+    return "X" if layer is None else f"layer {layer!r}"
 
 
 def _likely_counts(adata: anndata.AnnData, where: str) -> str:

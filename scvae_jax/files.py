@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def whole(path: Path) -> Iterator[Path]:
     Yields:
         A path that takes the place of `path` at the end, or is gone after an error.
     """
-    part = path.with_name(f".{os.getpid()}-{path.name}")
+    part = path.with_name(f".{secrets.token_hex(8)}-{path.name}")
     try:
         yield part
         os.replace(part, path)
@@ -106,7 +107,9 @@ def folders_above(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         for folder in made:
-            folder.rmdir()
+            # another may have come to need it, and the error is what is to be told
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
 
 

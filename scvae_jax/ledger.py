@@ -92,7 +92,7 @@ def _is_new(folder: Path) -> bool:
     if not folder.is_dir():
         return not folder.exists()
     names = {path.name for path in folder.iterdir()}
-    parts = {name for name in names if re.fullmatch(rf"\.\d+-{SETTINGS}", name)}
+    parts = {name for name in names if re.fullmatch(rf"\.[0-9a-f]+-{SETTINGS}", name)}
     return names - parts <= {"fits"} and not any(folder.glob("fits/*"))
 
 

@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 
 # more names than this would leave no room for the picture
-MOST_IN_LEGEND = 24
+MOST_IN_LEGEND = 20
 
 
 def latent_space(
@@ -260,7 +260,7 @@ def _panel(figure, axes, points: np.ndarray, values, size: float) -> None:
         drawn.append(axes.scatter(*points[mine].T, s=size, linewidths=0, color=colour))
     if len(values.categories) > MOST_IN_LEGEND:
         return
-    axes.legend(
+    legend = axes.legend(
         drawn[1:],
         [str(category) for category in values.categories],
         loc="center left",
@@ -269,6 +269,8 @@ def _panel(figure, axes, points: np.ndarray, values, size: float) -> None:
         fontsize=8,
         markerscale=max(1.0, 18 / size) ** 0.5 * 1.5,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _umap(latent: np.ndarray, seed: int) -> np.ndarray:

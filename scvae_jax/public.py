@@ -6,33 +6,28 @@ under its name only when it is whole. The tests read from a small server of thei
 the real addresses, which can change, have not been tried from there.
 """
 
-import gzip
+import contextlib
 import http.client
 import os
 import sys
-import tarfile
 import urllib.error
 import urllib.request
-import warnings
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
-import scipy.io
 import scipy.sparse
 
-from scvae_jax.checks import (
-    InputError,
-    InputWarning,
-    check_count,
-    expect,
-    listing,
-    one_line,
-)
+from scvae_jax.checks import InputError, check_count, expect, listing, one_line
+from scvae_jax.tenx import read_10x_archive, read_10x_h5
+
+try:
+    import fcntl
+except ImportError:
+    # on Windows nothing keeps two processes from one file
+    fcntl = None
 
 TENX = "https://cf.10xgenomics.com/samples/cell-exp"
 PURIFIED_URL = TENX + "/1.1.0/{name}/{name}_filtered_gene_bc_matrices.tar.gz"
@@ -52,14 +47,6 @@ PURIFIED = (
 MONOCYTES = "cd14_monocytes"
 
 GZIP, HDF5 = b"\x1f\x8b", b"\x89HDF\r\n\x1a\n"
-PARTS = {
-    "matrix.mtx": "matrix",
-    "barcodes.tsv": "barcodes",
-    "genes.tsv": "genes",
-    "features.tsv": "genes",
-}
-# what 10x calls features that are genes
-GENES = "Gene Expression"
 SECONDS = 60
 BLOCK = 2**20
 
@@ -195,38 +182,63 @@ def fetch(
     print(f"fetching {url} to {path}", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     part, tag = (path.with_name(path.name + end) for end in (".part", ".tag"))
-    try:
-        total = _continue(url, part, tag)
-    except (OSError, http.client.HTTPException) as error:
-        reason = one_line(error)
-        raise InputError(
-            f"found that {url} cannot be fetched ({reason}), expected the file, check "
-            f"the connection and call again, or put the file into {path.parent}"
-        ) from None
-    size = part.stat().st_size
-    if size < total:
-        raise InputError(
-            f"found {size} of {total} bytes of {url}, expected all, call again: it "
-            "goes on where it stopped"
-        )
-    with part.open("rb") as file:
-        begins = file.read(len(signature))
-    if size > total or begins != signature:
-        part.unlink()
+    with _alone(part, url):
+        if path.is_file():
+            # another process has fetched it since
+            part.unlink(missing_ok=True)
+            return path
+        try:
+            total = _continue(url, part, tag)
+        except (OSError, http.client.HTTPException) as error:
+            reason = one_line(error)
+            raise InputError(
+                f"found that {url} cannot be fetched ({reason}), expected the file, "
+                "check the connection and call again, or put the file into "
+                f"{path.parent}"
+            ) from None
+        size = part.stat().st_size
+        if size < total:
+            raise InputError(
+                f"found {size} of {total} bytes of {url}, expected all, call again: it "
+                "goes on where it stopped"
+            )
+        with part.open("rb") as file:
+            begins = file.read(len(signature))
+        if size > total or begins != signature:
+            part.unlink()
+            tag.unlink(missing_ok=True)
+            what = f"{size} bytes" if size > total else "another kind of file"
+            raise InputError(
+                f"found {what} at {url}, expected {total} bytes of the data set, check "
+                "the address and call again"
+            )
+        os.replace(part, path)
         tag.unlink(missing_ok=True)
-        what = f"{size} bytes" if size > total else "another kind of file"
-        raise InputError(
-            f"found {what} at {url}, expected {total} bytes of the data set, check the "
-            "address and call again"
-        )
-    os.replace(part, path)
-    tag.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def _alone(part: Path, url: str) -> Iterator[None]:
+    """Hold a partial file against other processes; an empty one is gone after that."""
+    with part.open("ab") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"found that another process is fetching {url}, expected one at a "
+                    "time, wait until it is there and call again"
+                ) from None
+        try:
+            yield
+        finally:
+            if part.is_file() and part.stat().st_size == 0:
+                part.unlink()
 
 
 def _continue(url: str, part: Path, tag: Path) -> int:
     """Append what is missing to a partial file; the size that it should have."""
-    have = part.stat().st_size if part.exists() else 0
+    have = part.stat().st_size
     headers = {"User-Agent": "scvae_jax", "Accept-Encoding": "identity"}
     if have and tag.exists():
         # the rest, or the whole file if it has changed since
@@ -259,6 +271,8 @@ def _continue(url: str, part: Path, tag: Path) -> int:
             version = response.headers.get("ETag", "")
             if not version.startswith('"'):
                 version = response.headers.get("Last-Modified", "")
+            # first, or what is left of another version could pass for this one
+            os.truncate(part, 0)
             tag.unlink(missing_ok=True)
             if version:
                 tag.write_text(version)
@@ -266,149 +280,3 @@ def _continue(url: str, part: Path, tag: Path) -> int:
             while block := response.read(BLOCK):
                 file.write(block)
         return start + int(length)
-
-
-def read_10x_archive(path: str | Path) -> anndata.AnnData:
-    """Read matrix.mtx, barcodes.tsv and genes.tsv from a .tar.gz of 10x Genomics.
-
-    Args:
-        path: of the archive; the three may be in any folder of it, and newer ones have
-            features.tsv and compress each file too.
-
-    Returns:
-        AnnData with X [cells, genes], counts, CSR float32; obs_names, barcodes;
-        var_names, identifiers; var["symbol"]. Proteins and all else that newer ones
-        count beside genes are left out, which is said.
-
-    Raises:
-        InputError: if it is damaged, or is no such archive.
-    """
-    parts = {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                kind = PARTS.get(name.removesuffix(".gz"))
-                if kind and member.isfile():
-                    file = archive.extractfile(member)
-                    if name.endswith(".gz"):
-                        file = gzip.GzipFile(fileobj=file)
-                    parts[kind] = _read_part(kind, file)
-    except (
-        tarfile.TarError,
-        OSError,
-        EOFError,
-        zlib.error,
-        ValueError,
-        IndexError,
-    ) as error:
-        raise _damaged(path, "archive", error) from None
-    if len(parts) < 3:
-        raise InputError(
-            f"found {listing(parts)} in {path}, expected matrix.mtx, barcodes.tsv and "
-            "genes.tsv, check that it is an archive of a filtered matrix"
-        )
-    return _annotated(path, parts["matrix"], parts["barcodes"], *parts["genes"])
-
-
-def _read_part(kind: str, file):
-    if kind == "matrix":
-        # genes in rows
-        return scipy.sparse.csr_matrix(
-            scipy.io.mmread(file, spmatrix=False).T, dtype=np.float32
-        )
-    rows = [line.split("\t") for line in file.read().decode().splitlines()]
-    if kind == "barcodes":
-        return [row[0] for row in rows]
-    types = [row[2] for row in rows] if rows and len(rows[0]) > 2 else None
-    return [row[0] for row in rows], [row[1] for row in rows], types
-
-
-def read_10x_h5(path: str | Path, n_obs: int | None = None) -> anndata.AnnData:
-    """Read an HDF5 matrix of 10x Genomics, of the second or third version.
-
-    Args:
-        path: of the file; of the second version, with a single genome.
-        n_obs: read no more than the first so many cells; None: all.
-
-    Returns:
-        AnnData with X [cells, genes], counts, CSR float32; obs_names, barcodes;
-        var_names, identifiers; var["symbol"]. Proteins and all else that the third
-        counts beside genes are left out, which is said.
-
-    Raises:
-        InputError: if it is damaged, or is no such file.
-    """
-    try:
-        with h5py.File(path) as file:
-            if len(file) != 1:
-                raise InputError(
-                    f"found {len(file)} groups in {path} ({listing(file)}), expected "
-                    "one, a genome or a matrix, choose a file of a single genome"
-                )
-            (group,) = file.values()
-            newer = "features" in group
-            ids = group["features/id" if newer else "genes"]
-            symbols = group["features/name" if newer else "gene_names"]
-            n_genes, n_cells = group["shape"][:].tolist()
-            n_cells = min(n_cells, n_obs or n_cells)
-            # cells are columns there, so what is compressed by columns is by rows here
-            indptr = group["indptr"][: n_cells + 1]
-            end = int(indptr[-1])
-            small = max(end, n_genes) < 2**31
-            index = np.int32 if small else np.int64
-            x = scipy.sparse.csr_matrix(
-                (
-                    group["data"].astype(np.float32)[:end],
-                    group["indices"].astype(index)[:end],
-                    indptr.astype(index),
-                ),
-                shape=(n_cells, n_genes),
-            )
-            x.sort_indices()
-            barcodes = group["barcodes"].asstr()[:n_cells]
-            typed = "features/feature_type" in group
-            types = group["features/feature_type"].asstr()[:] if typed else None
-            names = ids.asstr()[:], symbols.asstr()[:], types
-            return _annotated(path, x, barcodes, *names)
-    except InputError:
-        raise
-    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise _damaged(path, "HDF5 matrix", error) from None
-
-
-def _annotated(path, x, barcodes, ids, symbols, types) -> anndata.AnnData:
-    if x.shape != (len(barcodes), len(ids)):
-        raise InputError(
-            f"found {x.shape[0]} cells by {x.shape[1]} genes, {len(barcodes)} barcodes "
-            f"and {len(ids)} names of genes in {path}, expected as many, delete it and "
-            "fetch it again"
-        )
-    obs = pd.DataFrame(index=pd.Index(np.asarray(barcodes, dtype=object)))
-    var = pd.DataFrame(index=pd.Index(np.asarray(ids, dtype=object)))
-    var["symbol"] = np.asarray(symbols, dtype=object)
-    genes = np.asarray(types) == GENES
-    if types is None or genes.all():
-        return anndata.AnnData(X=x, obs=obs, var=var)
-    others = listing(np.unique(np.asarray(types)[~genes]))
-    expect(
-        genes.any(),
-        f"no {GENES!r} among the features in {path} ({others})",
-        "counts of genes",
-        "choose another file",
-    )
-    warnings.warn(
-        f"{(~genes).sum()} of {len(genes)} features in {path} are no genes ({others}) "
-        "and are left out",
-        InputWarning,
-        stacklevel=3,
-    )
-    return anndata.AnnData(X=x[:, genes], obs=obs, var=var[genes])
-
-
-def _damaged(path: str | Path, kind: str, error: Exception) -> InputError:
-    reason = one_line(error)
-    return InputError(
-        f"found a damaged file or another kind at {path} ({reason}), expected an "
-        f"{kind} of 10x Genomics, delete it and fetch it again"
-    )

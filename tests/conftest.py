@@ -1,6 +1,7 @@
 """What all tests share: strict JAX, small data, and where the real data is."""
 
 import atexit
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -63,6 +64,31 @@ def fitted(small):
         batch_key="batch",
         progress=False,
     )
+
+
+@pytest.fixture(scope="session")
+def untrained(small, fitted):
+    """By its posterior a mixture of three with weights as drawn, else as `fitted`."""
+    import scvae_jax as sv
+    from scvae_jax import building
+
+    def make(posterior):
+        config = sv.ModelConfig(
+            model="gmvae", n_clusters=3, posterior=posterior, n_latent=3
+        )
+        sizes = {"n_genes": small.n_vars, "n_batches": len(fitted.batches)}
+        model = building.from_config(config, fitted.likelihood, **sizes)
+        params = model.init(jax.random.key(1))
+        # drawn weights, from which nothing departs, and centres far enough apart
+        params = jax.tree.map(
+            lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape),
+            params,
+        )
+        return dataclasses.replace(
+            fitted, model=model, params=params, config=config, alternatives=()
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from matplotlib.axes import Axes
 
 import scvae_jax as sv
-from scvae_jax import analysis, evaluation, plots
+from scvae_jax import analysis, batches, clusters, evaluation, latents, plots
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import from_json
 
@@ -116,6 +117,73 @@ def test_genes_of_a_cluster_are_expressed_more_in_it():
     found = analysis.distinguishing_genes(prototypes, sizes, genes, counted=True)
     assert found["0"].tolist() == ["a", "", ""]
     assert found["1"].tolist() == ["b", "c", ""]
+
+
+def test_genes_of_a_cluster_are_those_that_counts_tell_it_by():
+    """Poisson divergence, not the difference; clusters count by their sizes."""
+    prototypes = np.array([[100.0, 5.0, 3.0], [90.0, 0.1, 0.5], [80.0, 0.1, 9.0]])
+    genes = np.array(["a", "b", "c"])
+    named = {
+        sizes: analysis.distinguishing_genes(
+            prototypes, np.array(sizes), genes, counted=True
+        )["0"].tolist()
+        for sizes in ((10, 1000, 10), (10, 10, 1000))
+    }
+    # 5 against 0.1 says more than 100 against 90; c is above the large cluster alone
+    assert named == {(10, 1000, 10): ["b", "c", "a"], (10, 10, 1000): ["b", "a", ""]}
+
+
+def test_prototypes_are_averaged_over_batches(untrained):
+    fitted = untrained("shared")
+    assert len(fitted.batches) == 2
+    means = []
+    for code in (0, 1):
+        batch = batches.dense_batch(
+            np.zeros((3, 40)), depth=np.full(3, 50.0), categorical=np.full((3, 1), code)
+        )
+        centres = fitted.params["prior"]["mean"]
+        (decoded,) = fitted.model.decode(fitted.params, centres, batch)
+        means.append(np.asarray(fitted.likelihood.mean(decoded)))
+    assert not np.allclose(means[0], means[1], rtol=0.1)
+    found = analysis.prototypes(fitted, depth=50.0)
+    np.testing.assert_allclose(found, (means[0] + means[1]) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("posterior", ["shared", "conditional"])
+def test_denoised_counts_are_those_of_a_loop(posterior, small, untrained):
+    """The mean over samples, and over clusters by their probabilities."""
+    fitted = untrained(posterior)
+    denoised = sv.denoise(small, fitted, copy=True, batch_size=120, seed=3)
+    data = evaluation.prepare_as(small, fitted)
+    batch = batches.dense_batch(
+        data.x.toarray(), depth=data.depth, categorical=data.batch[:, None]
+    )
+    q = fitted.model.encode(fitted.params, batch)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 10)
+    expected = 0.0
+    for key in keys:
+        z = latents.sample(q, key, 1)[0]
+        weighed = [(1.0, z)]
+        if posterior == "conditional":
+            r = np.asarray(jax.nn.softmax(q.mixture_distribution.logits))
+            assert r.std() > 0.05
+            weighed = [(r[:, [k]], z[:, k]) for k in range(3)]
+        for weight, z in weighed:
+            (decoded,) = fitted.model.decode(fitted.params, z, batch)
+            expected += weight * np.asarray(fitted.likelihood.mean(decoded)) / 10
+    np.testing.assert_allclose(
+        denoised.layers["scvae_denoised"], expected, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_confidence_is_the_share_of_fits_that_agree(small, untrained):
+    fitted = untrained("shared")
+    other = clusters.reorder(fitted.params, np.array([1, 2, 0]))
+    others = [dataclasses.replace(fitted, params=p) for p in (fitted.params, other)]
+    fitted = dataclasses.replace(fitted, alternatives=tuple(others))
+    applied = sv.apply(small, fitted, copy=True)
+    assert applied.obs["scvae_cluster"].nunique() > 1
+    assert (applied.obs["scvae_cluster_confidence"] == 2 / 3).all()
 
 
 def test_genes_of_a_cluster_of_what_is_no_count():
@@ -505,6 +573,24 @@ def test_a_picture_for_each_colour(drawn, tmp_path, colors):
 def test_a_picture_of_odd_columns(drawn, tmp_path, color):
     plots.latent_space(drawn, tmp_path / "latent.png", colors=(color,), method="pca")
     assert size_of_png(tmp_path / "latent.png")[0] > 400
+
+
+def test_every_category_has_a_colour_of_its_own(drawn, tmp_path, monkeypatch):
+    """Or there is no legend; names are drawn as they are."""
+    legends = []
+    real = Axes.legend
+
+    def legend(axes, handles, *rest, **options):
+        legends.append({tuple(handle.get_facecolor()[0]) for handle in handles})
+        return real(axes, handles, *rest, **options)
+
+    monkeypatch.setattr(Axes, "legend", legend)
+    for n in (20, 21):
+        adata = drawn.copy()
+        names = np.array([f"$\\frac{{$ {i}" for i in range(n)])
+        adata.obs["kind"] = names[np.arange(adata.n_obs) % n]
+        plots.latent_space(adata, tmp_path / f"{n}.png", colors="kind", method="pca")
+    assert [len(colours) for colours in legends] == [20]
 
 
 @pytest.mark.parametrize("shape", [(20, 1), (1, 3), (2, 2)])

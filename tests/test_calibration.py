@@ -114,6 +114,33 @@ def test_the_true_family_is_uniform_and_a_poisson_is_not(found):
     assert by_gene[N_OVERDISPERSED:].max() < 2.2 / np.sqrt(380)
 
 
+def test_by_chance_a_gene_is_off_by_its_effective_cells(found):
+    """A gene that few of the cells may show is told by those few."""
+    genes = found[1]["negative_binomial"].genes
+    effective = genes["effective_cells"]
+    assert (effective <= 380).all() and effective.min() < 0.9 * 380
+    ratio = genes["pit_distance"] * np.sqrt(effective)
+    assert 0.6 < ratio.mean() < 0.9
+
+
+def test_entries_weigh_as_much_as_they_may_show():
+    """Kish: one of weight 1 and three of 1/3 are three."""
+    zero = np.array([[0.0], [2 / 3], [2 / 3], [2 / 3]])
+    x, nothing = np.ones((4, 1)), np.zeros((4, 1))
+    predicted = prediction.Predicted(
+        log_prob=np.log(np.full((4, 1), 0.5)),
+        mean=x,
+        variance=x,
+        zero=zero,
+        below=nothing,
+        total=np.zeros((4, 3)),
+    )
+    sums = calibration._sums(x, predicted, np.full((4, 1), 0.5))
+    measured = calibration._Measured(sums, np.zeros((1, 1)), np.zeros((4, 3)))
+    table, _ = calibration._table(measured, 4, np.array(["a"]))
+    assert table["effective_cells"].item() == pytest.approx(3.0)
+
+
 def test_expected_figures_of_the_true_family(found, truth):
     adata, share, log_theta = truth
     right = found[1]["negative_binomial"]
@@ -439,7 +466,7 @@ def test_few_fits_find_no_more_than_the_rate():
     p = preferences.two_sided(
         mean, np.full(n_genes, of_cells), of_fits, 400, np.ones(n_genes, bool)
     )
-    assert (p[: n_genes // 10] < 0.001).mean() < 0.01
+    assert (p[: n_genes // 10] < 0.001).mean() < 0.002
 
 
 def test_further_fits_are_averaged(truth, models):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import scvae_jax as sv
-from scvae_jax import building, checkpoints, likelihoods
+from scvae_jax import building, checkpoints, files, likelihoods
 from scvae_jax.checks import InputError
 
 TEXTS = ("config.json", "genes.json", "cells.csv", "history.json")
@@ -346,6 +346,14 @@ def test_a_failed_save_leaves_no_folders_above_it(fitted, tmp_path, monkeypatch)
         with pytest.raises(Full):
             fitted.save(tmp_path / "new" / "run")
     assert content(tmp_path) == {}
+
+
+def test_a_folder_that_another_needs_stays(tmp_path):
+    """And what failed is what is told."""
+    with pytest.raises(Full), files.folders_above(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "other").mkdir()
+        raise Full
+    assert (tmp_path / "new" / "other").is_dir()
 
 
 # Runs that are not whole

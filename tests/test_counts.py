@@ -570,6 +570,7 @@ def test_column_of():
             "text",
             "found var column 'text' of type (object|str), expected true or false",
         ),
+        ("share", r"compare it \(adata.var\[...\] == 1, or of text adata.var"),
         ("missing", "found var column 'missing' of type boolean, expected true or"),
         ("none", "found no gene marked in var column 'none', expected at least one"),
     ],
@@ -582,6 +583,25 @@ def test_gene_masks_that_are_refused(key, text):
 
 
 # Values that are refused
+
+
+@pytest.mark.parametrize("form", ["csr_matrix", "csc_matrix", "csr_array"])
+def test_a_damaged_sparse_matrix(form):
+    adata = make(getattr(scipy.sparse, form)(table(), dtype=np.float32))
+    adata.X.indices[-1] = 10**6
+    text = r"found a damaged sparse matrix in X \(.*\), expected indices within it"
+    with pytest.raises(InputError, match=text):
+        prepare(adata, DataConfig())
+
+
+def test_masked_values():
+    values = np.ma.masked_array(table(), mask=table() == 100, dtype=np.float32)
+    adata = make(table().astype(np.float32))
+    # as older versions of anndata keep them
+    adata.layers["masked"] = values
+    if np.ma.is_masked(adata.layers["masked"]):
+        with pytest.raises(InputError, match="found 1 masked values in layer 'masked'"):
+            prepare(adata, DataConfig(layer="masked"))
 
 
 def test_no_cells_or_no_genes():

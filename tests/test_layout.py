@@ -52,6 +52,7 @@ ORDER = (
     "counts",
     "annotated",
     "public",
+    "tenx",
     "datasets",
     "config",
     "files",
@@ -104,7 +105,8 @@ def test_likelihoods_import_jax_alone():
 
 
 @pytest.mark.parametrize(
-    "module", ["annotated", "checks", "config", "counts", "datasets", "public"]
+    "module",
+    ["annotated", "checks", "config", "counts", "datasets", "public", "tenx"],
 )
 def test_no_jax_on_the_host_side(module):
     names = imports_of(PACKAGE / f"{module}.py")

@@ -7,9 +7,11 @@ import gzip
 import hashlib
 import http.server
 import io
+import itertools
 import re
 import tarfile
 import threading
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from scvae_jax import public
+from scvae_jax import public, tenx
 from scvae_jax.checks import InputError, InputWarning
 
 
@@ -146,6 +148,53 @@ def test_a_file_that_changed_starts_anew(server, tmp_path, tags):
     assert names_in(tmp_path) == ["a.bin"]
 
 
+def test_two_processes_do_not_fetch_one_file(server, tmp_path):
+    """The second is told; what the first has fetched meanwhile is taken."""
+    fcntl = pytest.importorskip("fcntl")
+    server.files["a.bin"] = CONTENT
+    with (tmp_path / "a.bin.part").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is fetching .*/a.bin, "):
+            public.fetch(f"{server.url}/a.bin", folder=tmp_path)
+    assert server.asked == []
+    assert public.fetch(f"{server.url}/a.bin", folder=tmp_path).is_file()
+    assert names_in(tmp_path) == ["a.bin"]
+
+
+def test_what_came_while_it_waited_is_taken(server, tmp_path, monkeypatch):
+    alone = public._alone
+
+    def late(part, url):
+        (tmp_path / "a.bin").write_bytes(CONTENT)
+        return alone(part, url)
+
+    monkeypatch.setattr(public, "_alone", late)
+    path = public.fetch(f"{server.url}/a.bin", folder=tmp_path)
+    assert path.read_bytes() == CONTENT and server.asked == []
+    assert names_in(tmp_path) == ["a.bin"]
+
+
+def test_a_file_that_changed_and_an_end_before_it_came(server, tmp_path, monkeypatch):
+    """The start of one version is not joined to the rest of another."""
+    server.files["a.bin"], server.limits = CONTENT, [30_000]
+    with pytest.raises(InputError, match=CUT):
+        public.fetch(f"{server.url}/a.bin", folder=tmp_path)
+    server.files["a.bin"] = CONTENT[::-1]
+    write_text = Path.write_text
+
+    def last(path, text):
+        write_text(path, text)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # the process ends when the new tag has been written
+        patch.setattr(Path, "write_text", last)
+        with pytest.raises(KeyboardInterrupt):
+            public.fetch(f"{server.url}/a.bin", folder=tmp_path)
+    path = public.fetch(f"{server.url}/a.bin", folder=tmp_path)
+    assert path.read_bytes() == CONTENT[::-1]
+
+
 def test_what_cannot_be_fetched(server, tmp_path):
     with pytest.raises(InputError, match=r"cannot be fetched \(HTTP Error 404.*into"):
         public.fetch(f"{server.url}/none.bin", folder=tmp_path)
@@ -179,7 +228,16 @@ def test_the_cache_folder(monkeypatch, tmp_path):
 GENES = [("ENSG1", "A"), ("ENSG2", "B"), ("ENSG3", "A")]
 
 
-def archive(counts, barcodes, genes=GENES, *, newer=False, leave_out=(), columns=3):
+def archive(
+    counts,
+    barcodes,
+    genes=GENES,
+    *,
+    newer=False,
+    leave_out=(),
+    columns=3,
+    folders=("filtered/hg19",),
+):
     """A .tar.gz of 10x Genomics; counts are cells by genes."""
     matrix = io.BytesIO()
     scipy.io.mmwrite(matrix, scipy.sparse.coo_matrix(np.asarray(counts).T))
@@ -192,11 +250,11 @@ def archive(counts, barcodes, genes=GENES, *, newer=False, leave_out=(), columns
     }
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in files.items():
+        for folder, (name, content) in itertools.product(folders, files.items()):
             if name in leave_out:
                 continue
             content = gzip.compress(content) if newer else content
-            info = tarfile.TarInfo(f"filtered/hg19/{name}{'.gz' if newer else ''}")
+            info = tarfile.TarInfo(f"{folder}/{name}{'.gz' if newer else ''}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return packed.getvalue()
@@ -268,8 +326,9 @@ def test_archives(tmp_path):
     path = tmp_path / "a.tar.gz"
     counts = COUNTS["b_cells"]
     path.write_bytes(archive(counts, ["x", "y"], newer=True))
-    np.testing.assert_array_equal(public.read_10x_archive(path).X.toarray(), counts)
+    np.testing.assert_array_equal(tenx.read_10x_archive(path).X.toarray(), counts)
     whole = archive(counts, ["x", "y"])
+    both = archive(counts, ["x", "y"], folders=("hg19", "mm10"))
     for content, message in (
         (whole[:-50], "found a damaged file or another kind at .*, delete it and fet"),
         (whole[:40], "found a damaged file or another kind at"),
@@ -277,10 +336,11 @@ def test_archives(tmp_path):
         (archive(counts, ["x", "y"], leave_out=["genes.tsv"]), "found matrix, barcode"),
         (archive(counts, ["x", "y"], columns=2), "found a damaged file or ano"),
         (archive(counts, ["x"]), "found 2 cells by 3 genes, 1 barcodes and 3 names"),
+        (both, "found several files of matrix in .*a.tar.gz, such as mm10/matrix.mtx"),
     ):
         path.write_bytes(content)
         with pytest.raises(InputError, match=message):
-            public.read_10x_archive(path)
+            tenx.read_10x_archive(path)
 
 
 def brain_file(path, counts):
@@ -325,30 +385,47 @@ def test_matrices_that_are_refused(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="found a damaged file or another kind at .*a"):
-        public.read_10x_h5(path)
+        tenx.read_10x_h5(path)
     path.write_bytes(whole)
     with h5py.File(path, "a") as file:
         file.create_group("hg19")
     with pytest.raises(InputError, match=r"found 2 groups in .*a.h5 \(hg19, mm10\)"):
-        public.read_10x_h5(path)
+        tenx.read_10x_h5(path)
     with h5py.File(path, "w") as file:
         file["matrix"] = np.zeros(3)
     with pytest.raises(InputError, match="found a damaged file or another kind at"):
-        public.read_10x_h5(path)
+        tenx.read_10x_h5(path)
     with h5py.File(path, "w") as file:
         file.create_group("matrix")["shape"] = np.array([3, 4])
     with pytest.raises(InputError, match="found a damaged file or another kind at"):
-        public.read_10x_h5(path)
+        tenx.read_10x_h5(path)
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="found n_obs=-1, expected a whole number"):
+        tenx.read_10x_h5(path, -1)
+    with h5py.File(path, "a") as file:
+        file["mm10/indices"][0] = 9999
+    with pytest.raises(InputError, match="found a damaged file or another kind at"):
+        tenx.read_10x_h5(path)
+    with h5py.File(path, "a") as file:
+        del file["mm10/indptr"]
+        file["mm10/indptr"] = np.zeros(0, np.int64)
+    with pytest.raises(InputError, match="found a damaged file or another kind at"):
+        tenx.read_10x_h5(path)
+    for read in (tenx.read_10x_h5, tenx.read_10x_archive):
+        with pytest.raises(
+            InputError, match="found no file at .*none, .*check the path"
+        ):
+            read(tmp_path / "none")
 
 
 @pytest.mark.shared
 def test_a_real_matrix_in_both_forms(shared, tmp_path):
     folder = shared / "tenx_v3"
-    one = public.read_10x_h5(folder / "filtered_feature_bc_matrix.h5")
+    one = tenx.read_10x_h5(folder / "filtered_feature_bc_matrix.h5")
     path = tmp_path / "matrix.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         tar.add(folder / "filtered_feature_bc_matrix", "filtered_feature_bc_matrix")
-    other = public.read_10x_archive(path)
+    other = tenx.read_10x_archive(path)
     assert one.shape == other.shape == (1107, 507)
     assert one.X.nnz == 23866 and abs(one.X - other.X).nnz == 0
     assert one.obs_names.equals(other.obs_names)
@@ -369,7 +446,7 @@ def test_proteins_are_not_taken_for_genes(tmp_path):
         for name, column in zip(("id", "name", "feature_type"), columns, strict=True):
             group[f"features/{name}"] = [text.encode() for text in column]
     said = r"1 of 3 features in .* are no genes \(Antibody Capture\) and are left out"
-    for read, file in ((public.read_10x_archive, packed), (public.read_10x_h5, path)):
+    for read, file in ((tenx.read_10x_archive, packed), (tenx.read_10x_h5, path)):
         with pytest.warns(InputWarning, match=said):
             adata = read(file)
         np.testing.assert_array_equal(adata.X.toarray(), [[0, 1], [3, 0]])
@@ -377,7 +454,7 @@ def test_proteins_are_not_taken_for_genes(tmp_path):
     with h5py.File(path, "a") as file:
         file["matrix/features/feature_type"][:] = [b"Peaks"] * 3
     with pytest.raises(InputError, match="no 'Gene Expression' .*Peaks"):
-        public.read_10x_h5(path)
+        tenx.read_10x_h5(path)
 
 
 @pytest.mark.parametrize("url", ["cf.10xgenomics.com/x.h5", "https://a.org/folder/"])
