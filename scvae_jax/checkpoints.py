@@ -230,7 +230,8 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
         likelihood: the likelihood of one's own that the run was fitted with, if so.
 
     Returns:
-        The fitted model; its numbers are those that were saved, bit for bit.
+        The fitted model; its numbers are those that were saved, bit for bit (of 64
+        bits where jax has them).
 
     Raises:
         InputError: if the folder is not a run, has parts missing or damaged, is of

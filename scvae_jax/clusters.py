@@ -1,5 +1,6 @@
 """Clusters of a mixture: where they start, their order, and how fits are matched."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -71,12 +72,19 @@ def mixture_start(
         mean, variance = mean[part], variance[part]
     mean = mean.astype(np.float64)
     uncertain = float(variance.sum(axis=1, dtype=np.float64).mean())
-    starts = []
-    for _ in range(N_STARTS):
-        centres, code = scipy.cluster.vq.kmeans2(
-            mean, n_clusters, iter=N_ITERATIONS, minit="++", rng=random
-        )
-        starts.append(_maximise(mean, uncertain, centres, np.eye(n_clusters)[code]))
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        # with more clusters than cells that differ some are empty: see _maximise
+        warnings.simplefilter("ignore", UserWarning)
+        found = [
+            scipy.cluster.vq.kmeans2(
+                mean, n_clusters, iter=N_ITERATIONS, minit="++", rng=random
+            )
+            for _ in range(N_STARTS)
+        ]
+    starts = [
+        _maximise(mean, uncertain, centres, np.eye(n_clusters)[code])
+        for centres, code in found
+    ]
     return max(starts, key=lambda start: start.bound)
 
 
@@ -162,9 +170,12 @@ def place(
             factors[k] = np.linalg.cholesky(own)
         diagonal = np.diagonal(factors, axis1=1, axis2=2)
         ratio = (np.log(diagonal) - 0.5 * np.log(shared)) / bound
-        placed["departure"] = np.arctanh(np.clip(ratio, -0.95, 0.95))
+        held = np.clip(ratio, -0.95, 0.95)
+        placed["departure"] = np.arctanh(held)
         if "correlation" in prior:
-            placed["correlation"] = np.tril(factors, -1)
+            # a column as far as its diagonal, so that axes keep their direction
+            columns = np.exp(bound * (held - ratio))[:, None, :]
+            placed["correlation"] = np.tril(factors, -1) * columns
     if "logits" in prior:
         placed["logits"] = np.log(start.share)
     return {

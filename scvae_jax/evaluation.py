@@ -282,7 +282,7 @@ def evaluate(
         labels = labels[where]
         known = labels.notna().to_numpy()
         names = labels[known].astype(str).to_numpy()
-        n_labels = len(expect_labels(names, score_key))
+        n_labels = len(expect_labels(names, f"in {score_key!r} among the cells"))
         expect_scikit_learn()
     figures = cell_bounds(
         fitted.model,

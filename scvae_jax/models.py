@@ -208,12 +208,16 @@ def vae(
             entries_of(c, m.likelihood.is_of_counts, k, thinning)
             for m, c, k in zip(modalities, counts, keys, strict=True)
         ]
-        shapes = [entries.shape for entries in inputs]
-        shapes += [(n_cells, size) for size in encoder.hidden_sizes]
-        rates = [dropout_input] * len(inputs)
-        rates += [dropout_hidden] * len(encoder.hidden_sizes)
+        # those of the entries come last: how many slots they have must not move others
+        shapes = [(n_cells, size) for size in encoder.hidden_sizes]
+        rates = [dropout_hidden] * len(shapes) + [dropout_input] * len(inputs)
+        shapes += [entries.shape for entries in inputs]
         keep = keep_masks(key, shapes, rates)
-        inputs = [drop(h, k, dropout_input) for h, k in zip(inputs, keep, strict=False)]
+        n_hidden = len(encoder.hidden_sizes)
+        inputs = [
+            drop(h, k, dropout_input)
+            for h, k in zip(inputs, keep[n_hidden:], strict=True)
+        ]
         x = jnp.concatenate(
             [laid_out(h, c) for h, c in zip(inputs, counts, strict=True)], axis=-1
         )
@@ -221,7 +225,7 @@ def vae(
         mean, log_scale, h = encoder.apply(
             variables,
             x,
-            keep[len(inputs) :],
+            keep[:n_hidden],
             first_product(inputs, counts, matmul),
         )
         return diagonal_normal(mean, log_scale), h

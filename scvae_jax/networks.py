@@ -67,8 +67,9 @@ def keep_masks(
 @jax.custom_vjp
 def _rounded(a: Array, b: Array) -> Array:
     """A product of operands in bfloat16, summed in float32; its gradients likewise."""
+    dtype = jnp.result_type(a, b)
     a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(dtype)
 
 
 _rounded.defvjp(

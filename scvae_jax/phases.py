@@ -18,7 +18,7 @@ import optax
 
 from scvae_jax import batches, clusters
 from scvae_jax.batches import CellData
-from scvae_jax.checks import InputError
+from scvae_jax.checks import expect
 from scvae_jax.compiling import ahead
 from scvae_jax.config import TrainConfig
 from scvae_jax.epochs import (
@@ -135,6 +135,24 @@ def phases_of(
     return [phase for phase in phases if phase.epochs]
 
 
+def expect_cells(n_clusters: int, n_train: int) -> None:
+    """Refuse more clusters than training cells.
+
+    Args:
+        n_clusters: K, or 0.
+        n_train: number of training cells.
+
+    Raises:
+        InputError: if there are more.
+    """
+    expect(
+        n_clusters <= n_train,
+        f"n_clusters={n_clusters} for {n_train} training cells",
+        "fewer clusters than cells",
+        "ask for fewer",
+    )
+
+
 def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     """Train every fit of a plan.
 
@@ -150,11 +168,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     """
     config, model = plan.config, plan.build({})
     n_train = plan.train.start.shape[0]
-    if model.n_clusters > n_train:
-        raise InputError(
-            f"found n_clusters={model.n_clusters} for {n_train} training cells, "
-            "expected fewer clusters than cells, ask for fewer"
-        )
+    expect_cells(model.n_clusters, n_train)
     batch_size = min(config.batch_size, n_train)
     steps_per_epoch = -(-n_train // batch_size)
     epochs = n_epochs(config, steps_per_epoch)

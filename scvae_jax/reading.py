@@ -16,6 +16,8 @@ FEW = 8
 def thinned(key: Array, x: Array, share: Array) -> Array:
     """Binomial thinning: y ~ Binomial(x, share), what a shallower sample would count.
 
+    Of a fractional count the whole part is thinned, and the rest kept or not.
+
     Args:
         key: of the draw.
         x: counts, of any shape.
@@ -28,6 +30,8 @@ def thinned(key: Array, x: Array, share: Array) -> Array:
     share = jnp.broadcast_to(jnp.minimum(share, 1.0 - 1e-7), x.shape)
     odds = share / (1.0 - share)
     uniform = jax.random.uniform(key, x.shape, minval=1e-7)
+    rest = jnp.where(uniform > 1.0 - share, x - jnp.floor(x), 0.0)
+    x = jnp.floor(x)
     # how many of P(y <= 0), P(y <= 1), ... lie below a uniform number, with
     # P(y = k + 1) = P(y = k) (x - k) / (k + 1) odds
     mass = jnp.exp(x * jnp.log1p(-share))
@@ -39,7 +43,7 @@ def thinned(key: Array, x: Array, share: Array) -> Array:
     mean = x * share
     scale = jnp.sqrt(mean * (1.0 - share))
     normal = jnp.round(mean + scale * jax.scipy.special.ndtri(uniform))
-    return jnp.clip(jnp.where(x > FEW, normal, kept), 0.0, x)
+    return jnp.clip(jnp.where(x > FEW, normal, kept), 0.0, x) + rest
 
 
 def entries_of(

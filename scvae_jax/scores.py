@@ -67,7 +67,7 @@ def label_scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, A
         ImportError: without scikit-learn.
         InputError: with fewer than two labels, for which nothing is defined.
     """
-    kinds = expect_labels(labels, key)
+    kinds = expect_labels(labels, f"in {key!r} among the cells")
     ari = rand_index(labels, codes)
     from sklearn import metrics
 
@@ -106,12 +106,12 @@ def between(partitions: Sequence[np.ndarray]) -> list[float]:
     ]
 
 
-def expect_labels(labels: np.ndarray, key: str) -> np.ndarray:
+def expect_labels(labels: np.ndarray, where: str) -> np.ndarray:
     """The kinds of labels there are.
 
     Args:
         labels: [n] strings.
-        key: their name, for messages.
+        where: they were found, for messages.
 
     Returns:
         [n_labels] each once.
@@ -122,7 +122,7 @@ def expect_labels(labels: np.ndarray, key: str) -> np.ndarray:
     kinds = np.unique(labels)
     if len(kinds) < 2:
         raise InputError(
-            f"found {len(kinds)} label in {key!r} among the cells ({listing(kinds)}), "
-            "expected two or more, as agreement is undefined, choose another column"
+            f"found {len(kinds)} label {where} ({listing(kinds)}), expected two or "
+            "more, as agreement is undefined, choose another column"
         )
     return kinds

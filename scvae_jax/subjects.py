@@ -20,7 +20,9 @@ from scvae_jax.config import (
     parse_options,
 )
 from scvae_jax.counts import CountData, prepare
+from scvae_jax.phases import expect_cells
 from scvae_jax.ranking import Row
+from scvae_jax.scores import expect_labels
 from scvae_jax.selection import expect_varying, split_cells, warn_of_cells
 from scvae_jax.trials import Cells, kind_of
 
@@ -155,19 +157,10 @@ def _split(
             expect_varying(data, split == "train")
         part = "test" if (split == "test").any() else "validation"
         train, held_out = split == "train", split == part
-        if n_clusters and n_clusters[0] > train.sum():
-            raise InputError(
-                f"found n_clusters={n_clusters[0]} for {train.sum()} training cells, "
-                "expected fewer clusters than cells, ask for fewer"
-            )
+        expect_cells(max(n_clusters, default=0), int(train.sum()))
         if labels is not None:
-            kinds = {label for label in labels[held_out] if label is not None}
-            if len(kinds) < 2:
-                raise InputError(
-                    f"found {len(kinds)} label among the {part} cells "
-                    f"({listing(sorted(kinds))}), expected two or more, as agreement "
-                    "is undefined, choose another score key"
-                )
+            given = [label for label in labels[held_out] if label is not None]
+            expect_labels(np.array(given, dtype=str), f"among the {part} cells")
         where = seed if key is None else key
         found.append(Cells(name, data, labels, where, train, held_out, part, seed))
     return found

@@ -1,5 +1,7 @@
 """Clusters: their start, their order, and agreement between fits."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,64 @@ def test_a_wide_cluster_gets_a_wide_component():
     scale = np.exp(np.asarray(placed["log_scale"]) + departure)
     assert (scale[wide] > scale[1 - wide]).all()
     np.testing.assert_allclose(scale[wide], 1.5, rtol=0.1)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_long_cluster_gets_a_long_component_of_its_direction(covariance):
+    """Longer than a component may be; its direction is kept all the same."""
+    random = np.random.default_rng(1)
+    along = random.normal(0, [2.5, 0.3], (300, 2))
+    if covariance == "full":
+        along = along @ np.array([[1.0, 1.0], [-1.0, 1.0]]) / np.sqrt(2.0)
+    others = [[12, 0], [-12, 0], [0, 12], [0, -12], [12, 12]]
+    mean = [centre + random.normal(0, 0.5, (300, 2)) for centre in others]
+    mean = np.concatenate([along, *mean])
+    model = models.gmvae(
+        [models.Modality("x", 4, likelihoods.poisson())],
+        n_clusters=6,
+        n_latent=2,
+        hidden_sizes=(5,),
+        component_covariance=covariance,
+    )
+    params = model.init(jax.random.key(0))
+    placed = clusters.place(
+        params["prior"], mean, np.full(mean.shape, 1e-3), 0, models.MAX_DEPARTURE
+    )
+    long = int(np.square(np.asarray(placed["mean"])).sum(axis=1).argmin())
+    departure = np.tanh(placed["departure"][long]) * models.MAX_DEPARTURE
+    factor = np.diag(np.exp(np.asarray(placed["log_scale"])[0, 0] + departure))
+    if covariance == "full":
+        factor = factor + np.tril(placed["correlation"][long], -1)
+    values, axes = np.linalg.eigh(factor @ factor.T)
+    # at most twice the scale that all share, which is wider than the round ones
+    assert values[1] > 4 * values[0]
+    expected = np.array([1.0, 1.0]) / np.sqrt(2.0) if covariance == "full" else [1, 0]
+    angle = np.degrees(np.arccos(min(abs(axes[:, 1] @ expected), 1.0)))
+    assert angle < 3.0
+
+
+def test_more_clusters_than_cells_that_differ():
+    """As quiet as any other start."""
+    mean = np.repeat(np.random.default_rng(0).normal(size=(3, 2)), 10, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start = clusters.mixture_start(mean, np.full(mean.shape, 0.1), 6, seed=0)
+    assert np.isfinite(start.mean).all() and np.isfinite(start.bound)
+
+
+def test_many_cells_are_placed_by_a_part_of_them(blobs, monkeypatch):
+    mean, variance, label = blobs
+    monkeypatch.setattr(clusters, "MOST_CELLS", 100)
+    start = clusters.mixture_start(mean, variance, 3, seed=0)
+    nearest = [np.abs(CENTRES - m).sum(1).argmin() for m in start.mean]
+    assert sorted(nearest) == [0, 1, 2]
+    # every so many cells, of both what is read and what is to be told
+    hidden = jnp.asarray(mean, jnp.float32)
+    target = jax.nn.one_hot(label, 3)
+    layer = {"kernel": jnp.zeros((mean.shape[1], 3)), "bias": jnp.zeros(3)}
+    fitted = clusters.fit_logits(layer, hidden, target)
+    codes = (hidden @ fitted["kernel"] + fitted["bias"][None]).argmax(axis=1)
+    assert (np.asarray(codes) == label).mean() > 0.99
 
 
 def test_logits_are_fitted_to_responsibilities():

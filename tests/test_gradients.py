@@ -153,10 +153,15 @@ def test_the_path_has_no_noise_where_q_is_exact():
     }
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     cells = batches.dense_batch(np.random.default_rng(0).normal(size=(5, 3)))
-    for n_samples in (1, 4):
+    makers = (
+        partial(objectives.importance_weighted, 1),
+        partial(objectives.importance_weighted, 4),
+        partial(objectives.elbo, kl="sampled"),
+    )
+    for make in makers:
         size = {}
         for gradient in ("total", "path"):
-            objective = objectives.importance_weighted(n_samples, gradient=gradient)
+            objective = make(gradient=gradient)
 
             def loss_of(params, objective=objective):
                 key, n = jax.random.key(3), objective.n_samples

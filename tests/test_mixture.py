@@ -14,6 +14,7 @@ KEY = jax.random.key(0)
 N_GENES, N_LATENT, N_CLUSTERS, N_CELLS = 6, 2, 3, 5
 POSTERIORS = ("shared", "conditional")
 COVARIANCES = ("shared", "diagonal", "full")
+GIVEN = (0.5, 0.2, 0.3)
 
 
 def mixture(posterior="shared", covariance="shared", weights="learned", **options):
@@ -55,7 +56,8 @@ def batch():
 def prior_by_hand(model, params, covariance):
     """Weights [K], means [K, L] and covariances [K, L, L] of the mixture, in numpy."""
     prior = jax.tree.map(lambda leaf: np.asarray(leaf, float), params["prior"])
-    weights = np.exp(prior["logits"] - logsumexp(prior["logits"]))
+    logits = prior.get("logits", prior.get("log_weights", np.zeros(N_CLUSTERS)))
+    weights = np.exp(logits - logsumexp(logits))
     log_scale = np.broadcast_to(prior["log_scale"], (N_CLUSTERS, N_LATENT))
     if covariance != "shared":
         log_scale = log_scale + np.log(2.0) * np.tanh(prior["departure"])
@@ -68,8 +70,10 @@ def prior_by_hand(model, params, covariance):
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_bounds_against_a_sum_over_clusters_by_hand(posterior, covariance, batch):
+    # each kind of weights with some covariance
+    weights = dict(zip(COVARIANCES, ("uniform", "learned", GIVEN), strict=True))
     n_samples = 4
-    model = mixture(posterior, covariance)
+    model = mixture(posterior, covariance, weights[covariance])
     params = some_params(model)
     terms = terms_of(model, params, KEY, batch, n_samples)
     weights, means, covariances = prior_by_hand(model, params, covariance)

@@ -78,6 +78,50 @@ def test_few_entries_are_encoded_as_a_dense_array_would_be(wide_batch, dropout):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_slots_to_spare_change_nothing():
+    """Or a fit would depend on those that are made beside it."""
+    adata = datasets.simulate(10, 400, n_batches=2, depth=12.0, seed=0)
+    data = prepare(adata, DataConfig(batch_key="batch"))
+    cells = selection.cells_to_device(data, slice(None))
+    (index, weight), n_slots = batches.in_order(cells, 10)
+    model = models.vae(
+        [models.Modality("rna", 400, likelihoods.poisson())],
+        hidden_sizes=(8, 7),
+        thinning=0.5,
+        dropout_input=0.3,
+        dropout_hidden=0.2,
+        dropout_decoder=0.1,
+    )
+    params = model.init(KEY)
+    found = []
+    for n in (n_slots, n_slots + 128):
+        batch = batches.cut(cells, index[0], weight[0], 400, n)
+        assert batch.counts[0].nonzero is not None
+        terms = model.terms(params, KEY, batch, 2, train=True)
+        found.append(jax.tree.leaves(terms))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_decodes_one_by_one_have_the_gradients_of_a_loop(sparse_batch, monkeypatch):
+    """Kept or computed once more."""
+    model = model_of("negative_binomial")
+    params = model.init(KEY)
+
+    def loss(params):
+        terms = model.terms(params, KEY, sparse_batch, 4, train=True)
+        return importance_weighted(4).loss(terms, 1.0).sum()
+
+    expected = jax.grad(loss)(params)
+    for names in (("UNROLLED",), ("UNROLLED", "KEPT"), ("KEPT",)):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(models, name, 1)
+            found = jax.grad(loss)(params)
+        for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["sparse", "dense"])
 def test_an_encoder_in_training_sees_cells_thinned(sparse_batch, form):
     batch = sparse_batch if form == "sparse" else dense(sparse_batch)

@@ -11,6 +11,14 @@ from scvae_jax.likelihoods import Head
 KEY = jax.random.key(0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounded_products_keep_the_type_of_their_operands(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        a = jnp.ones((2, 3), dtype)
+        product, back = jax.vjp(networks.matmul_of("bfloat16"), a, a.T)
+        assert {product.dtype.name, *(s.dtype.name for s in back(product))} == {dtype}
+
+
 def test_masks_have_their_shapes_and_shares():
     shapes, rates = [(50, 40), (7,), (300, 20)], [0.3, 0.0, 0.8]
     masks = networks.keep_masks(KEY, shapes, rates)

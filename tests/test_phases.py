@@ -1,9 +1,11 @@
 """Phases of a mixture, and many fits in one program."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import anndata
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
@@ -21,6 +23,7 @@ from scvae_jax import (
     selection,
     steps,
     sweep,
+    training,
 )
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.counts import prepare
@@ -256,6 +259,68 @@ def test_many_fits_are_those_of_each_seed_alone(types, fits):
     bounds = [f.summary["validation_bound"] for f in every]
     assert bounds == sorted(bounds, reverse=True)
     assert fits.summary["n_fits"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("thinning", 0.6),
+        ("dropout_input", 0.4),
+        ("dropout_hidden", 0.3),
+        ("dropout_decoder", 0.2),
+        ("learning_rate", 0.02),
+        ("weight_decay", 0.3),
+        ("free_rate", 7.0),
+        ("kl_weight", 2.0),
+        ("kl_warmup", 0.9),
+        ("free_nats", 50.0),
+        ("free_nats_y", 5.0),
+    ],
+)
+def test_what_differs_between_fits_is_what_a_configuration_says(small, name, value):
+    """A setting of one of many fits, which is traced, against the same of all."""
+    config = dataclasses.replace(MIXTURE, thinning=0.2, dropout_hidden=0.1)
+    config = dataclasses.replace(config, dropout_decoder=0.1)
+    train = sv.TrainConfig(epochs=8, free_rate=1.0)
+    of_model = name in training.MODEL_SETTINGS
+    batch = batches.dense_batch(small.X.toarray())
+
+    def figures(config, train, settings):
+        def build(chosen):
+            return building.from_config(
+                config,
+                building.named_likelihood(config),
+                n_genes=small.n_vars,
+                n_batches=0,
+                settings={n: v for n, v in chosen.items() if of_model},
+            )
+
+        model = build({})
+        plan = phases.Plan(build, train, (0,), {}, None, (), None)
+        of = phases.phases_of(model, train, 8, 5)
+        setup = phases._setup_of(plan, of, of[-1], 5)(settings)
+        optimizer = steps.default_optimizer(1)
+        state = steps.init_train_state(model, optimizer, jax.random.key(0))
+        # past half of the warm-up of the second phase
+        state = state._replace(step=jnp.int32(of[-1].before * 5 + 3))
+        opt_state = jax.tree.map(
+            lambda leaf: state.step if leaf.dtype == jnp.int32 else leaf,
+            state.opt_state,
+        )
+        state, metrics = setup.step(state._replace(opt_state=opt_state), batch)
+        return [*jax.tree.leaves(state.params), metrics.kl_weight, setup.full_weight]
+
+    one, other = config, train
+    if of_model:
+        one = dataclasses.replace(config, **{name: value})
+    else:
+        other = dataclasses.replace(train, **{name: value})
+    plain = figures(config, train, {})
+    expected = figures(one, other, {})
+    found = figures(config, train, {name: jnp.float32(value)})
+    assert not all(map(np.array_equal, plain, expected))
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_clusters_have_the_numbers_of_those_of_the_best_fit(types, fits):

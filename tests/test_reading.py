@@ -29,3 +29,13 @@ def test_thinning_is_binomial(share):
         else:
             assert found.mean() == pytest.approx(expected.mean(), abs=0.1)
             assert found.var() == pytest.approx(expected.var(), rel=0.2, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.75])
+def test_fractional_counts_are_thinned_as_much(share):
+    counts = jnp.repeat(jnp.array([0.2, 0.5, 1.5, 7.25, 20.5]), 40_000)
+    drawn = reading.thinned(KEY, counts, jnp.float32(share)).reshape(5, -1)
+    for found, x in zip(np.asarray(drawn), (0.2, 0.5, 1.5, 7.25, 20.5), strict=True):
+        assert found.min() >= 0 and found.max() <= x
+        error = np.sqrt((x + 1.0) / found.size)
+        assert found.mean() == pytest.approx(x * share, abs=5 * error + 0.003 * x)
