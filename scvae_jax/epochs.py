@@ -159,7 +159,7 @@ def make_look(
         cells: CellData,
         in_order: tuple[Array, Array],
     ) -> dict[str, Array]:
-        def one(total: Any, position: tuple[Array, Array, Array]):
+        def one(_: None, position: tuple[Array, Array, Array]):
             index, weight, number = position
             batch = batches.cut(cells, index, weight, n_genes, n_slots)
             key_batch = jax.random.fold_in(key, number)
@@ -178,14 +178,12 @@ def make_look(
                 real = weight > 0 if value.ndim == 1 else weight[:, None] > 0
                 return jnp.where(real, value, 0.0).sum(axis=0)
 
-            return jax.tree.map(lambda t, v: t + of_cells(v), total, new), None
+            return None, jax.tree.map(of_cells, new)
 
-        n_clusters = max(model.n_clusters, 1)
-        zeros = {name: jnp.zeros(()) for name in ("elbo", "kl_y", "bound")}
-        zeros |= {name: jnp.zeros(n_clusters) for name in ("r", "size")}
         numbers = jnp.arange(in_order[0].shape[0])
-        total, _ = jax.lax.scan(one, zeros, (*in_order, numbers))
-        mean = jax.tree.map(lambda value: value / cells.start.shape[0], total)
+        # of batches, and then of all: a running sum of many cells would lose digits
+        _, sums = jax.lax.scan(one, None, (*in_order, numbers))
+        mean = jax.tree.map(lambda s: s.sum(axis=0) / cells.start.shape[0], sums)
         bound = mean["bound"] if objective.n_samples > 1 else mean["elbo"]
         figures = {"validation_elbo": mean["elbo"], "validation_bound": bound}
         if model.n_clusters:

@@ -229,6 +229,9 @@ def _alone(part: Path, url: str) -> Iterator[None]:
                     f"found that another process is fetching {url}, expected one at a "
                     "time, wait until it is there and call again"
                 ) from None
+            except OSError:
+                # a folder of a network that has no locks
+                pass
         try:
             yield
         finally:

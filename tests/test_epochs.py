@@ -92,6 +92,27 @@ def test_a_look_is_the_mean_over_cells(cells, n_samples, n_clusters):
         assert figures["effective_clusters"] == pytest.approx(effective, rel=1e-4)
 
 
+def test_a_look_at_many_cells_keeps_its_digits(cells):
+    """Of which a running sum of 32 bits would lose some."""
+    setup, state = setup_of()
+    value, times = np.float32(-5000.37), 2000
+
+    def terms(params, key, batch, n_samples):
+        same = jnp.full((n_samples, BATCH_SIZE), value)
+        zeros = jnp.zeros_like(same)
+        return objectives.Terms(zeros[..., None], same, zeros, zeros, zeros)
+
+    of_all = setup({})._replace(model=setup({}).model._replace(terms=terms))
+    (index, weight), n_slots = batches.in_order(cells, BATCH_SIZE)
+    in_order = np.tile(index, (times, 1)), np.tile(weight, (times, 1))
+    look = jax.jit(epochs.make_look(lambda _: of_all, N_GENES, n_slots))
+    of_fit = (state.params, state.key, True, {})
+    _, figures = look(epochs.first_best(state.params), of_fit, (cells, in_order))
+    assert figures["validation_elbo"] / times == pytest.approx(value, rel=3e-7)
+    sums = np.full(4 * times, value * N_OBS / 4, np.float32)
+    assert abs(np.cumsum(sums)[-1] / sums.sum(dtype=float) - 1) > 2e-6
+
+
 def test_the_loss_of_a_pass_is_the_mean_over_cells(cells):
     setup, state = setup_of()
     order = epochs.Orders(0, N_OBS, BATCH_SIZE)
