@@ -10,13 +10,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
+import scvae_jax
 from scvae_jax import batches, compiling, datasets, selection
 from scvae_jax.batches import Batch, CellData
 from scvae_jax.checkpoints import versions
@@ -98,14 +99,24 @@ def answer_of(*command: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@cache
 def commit() -> str | None:
-    """The commit that is measured, with "+" where code was changed since."""
+    """The commit that is measured, with "+" where code was changed since.
+
+    None where it is not known: without git, or of a package that is installed
+    elsewhere.
+    """
     git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True)
     head = git(["git", "rev-parse", "--short", "HEAD"])
-    if head.returncode:
+    package = Path(scvae_jax.__file__).parent
+    if head.returncode or package.parent != Path(__file__).parents[1]:
         return None
     changed = git(["git", "diff", "--quiet", "HEAD", "--", "*.py", "../*.py"])
     return head.stdout.decode().strip() + "+" * bool(changed.returncode)
+
+
+# of what is imported now, whatever is committed while it runs
+commit()
 
 
 def machine() -> dict:

@@ -41,7 +41,7 @@ def ours(path: Path, epochs: int, batch_key: str | None) -> dict:
     options += ["--batch-key", batch_key] if batch_key else []
     runs = []
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"XDG_CACHE_HOME": f"{folder}/cache"}
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         for name in ("first", "second"):
             command = [sys.executable, "-m", "scvae_jax.cli", "train", str(path)]
             command += ["--out", f"{folder}/{name}", *options, "--json"]

@@ -81,7 +81,7 @@ def ours(
         command += ["--likelihood", likelihood, "--latent-size", "10", "--json"]
         command += ["--batch-key", batch_key] if batch_key else []
         # what it compiles, it compiles anew
-        environment = os.environ | {"XDG_CACHE_HOME": folder}
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
         start = time.perf_counter()
         done = subprocess.run(
             command, stdout=subprocess.PIPE, check=True, env=environment
@@ -243,21 +243,32 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
                 bounds[tool][seed] = kept[file.stem]
         seeds = sorted(set(bounds["scvae_jax"]) & set(bounds["scvi"]))
         row = rows.get((name, likelihood), {"seeds": []})
-        renewed = len(seeds) >= len(row["seeds"])
+        renewed = bool(seeds) and set(seeds) >= set(row["seeds"])
+        if new and not renewed:
+            print(
+                f"{name} {likelihood}: bounds of seeds {row['seeds']} are gone but for "
+                f"{seeds}, so that only seconds are renewed",
+                file=sys.stderr,
+            )
         for place, found in new.items():
             fit = dict(zip(NAMES, place, strict=True))
             fit |= figures(found, labels, place[-1])
-            fit |= {"commit": str(found["commit"]) if "commit" in found else None}
+            made = str(found["commit"]) if "commit" in found else None
+            fit |= {"commit": made, "seconds_commit": made}
             old_fit = fits.get(place, fit)
+            fits[place] = fit if renewed else old_fit
             # what it took when it was last made with nothing beside it
-            seconds = fit["seconds"] or old_fit["seconds"]
-            fits[place] = (fit if renewed else old_fit) | {"seconds": seconds}
-        if seeds and renewed:
+            timed_fit = fit if fit["seconds"] else old_fit
+            fits[place] |= {
+                "seconds": timed_fit["seconds"],
+                "seconds_commit": timed_fit.get("seconds_commit"),
+            }
+        if renewed:
             row |= {"set": name, "likelihood": likelihood} | compared(bounds, seeds)
+            if new or "null" not in row:
+                row["null"] = null_of(path, likelihood, SETS[name])
         if not row["seeds"]:
             continue
-        if "null" not in row:
-            row["null"] = null_of(path, likelihood, SETS[name])
         gain, theirs = (row["bounds"][tool] - row["null"] for tool in TOOLS)
         row["share_explained"] = gain / theirs if theirs > 0 else None
         own = [fit for key, fit in fits.items() if key[:2] == (name, likelihood)]

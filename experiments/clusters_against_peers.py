@@ -13,10 +13,11 @@ has. Cells that were not trained on are then thinned to a half and a quarter of 
 counts: the share that keeps its cluster (for peers and a VAE of ours, at its defaults:
 the nearest centre of k-means), and the share of its 15 neighbours among all cells that
 each keeps. Fits that --work has are not made again, and with --tools those of others
-stay as --out has them, which must be of the same seeds.
+stay as --out has them, which must be of the same seeds. Leiden needs igraph.
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import tempfile
@@ -146,7 +147,7 @@ def kept(made: Callable[[], dict], file: Path) -> dict:
     """What a fit has left in a file, or leaves there now."""
     if not file.exists():
         with whole(file) as part:
-            np.savez(part, **made())
+            np.savez(part, **made(), commit=str(common.commit()))
     return dict(np.load(file))
 
 
@@ -241,6 +242,8 @@ def main() -> None:
     if "scvi" in arguments.tools and not arguments.scvi:
         parser.error("found no Python for scvi, give --scvi or other --tools")
     arguments.work.mkdir(exist_ok=True)
+    # what Leiden needs, before hours of fits
+    importlib.import_module("igraph")
     before = {row["set"]: row for row in common.written(arguments.out)}
     for name in arguments.only:
         seeds = before.get(name, {}).get("seeds", arguments.seeds)
@@ -252,6 +255,8 @@ def main() -> None:
         cells = prepared(adata)
         held_out = np.flatnonzero((cells.obs["split"] != "train").to_numpy())
         found = {tool: [] for tool in arguments.tools}
+        # of each tool that of its fits, which may have been kept
+        commits = {tool: set() for tool in arguments.tools}
         peer_versions = {}
         for tool in arguments.tools:
             if tool == "components":
@@ -262,6 +267,7 @@ def main() -> None:
                     file = f"clusters.{tool}.{name.replace(', ', '.')}.{seed}.npz"
                     given = (tool, cells, k, options, seed, arguments.scvi)
                     fit = kept(partial(of_tool, *given), arguments.work / file)
+                commits[tool].add(str(fit.get("commit", common.commit())))
                 if tool == "scvi":
                     peer_versions = json.loads(str(fit["versions"]))
                 if tool == "own":
@@ -277,7 +283,7 @@ def main() -> None:
         row = {"set": name, "n_obs": cells.n_obs, "n_held_out": len(held_out), "k": k}
         row |= {"seeds": arguments.seeds}
         row |= {tool: common.spread(of) for tool, of in found.items()}
-        commits = dict.fromkeys(found, common.commit())
+        commits = {tool: ", ".join(sorted(of)) for tool, of in commits.items()}
         row = old | row | {"commit": old.get("commit", {}) | commits}
         known = peer_versions | {"scanpy": metadata.version("scanpy")}
         common.add_row(

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import scvae_jax as sv
 from scvae_jax.checkpoints import versions
+from scvae_jax.files import whole
 
 
 def agreement(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -42,14 +43,23 @@ def fits_of(fitted: sv.Fitted) -> list[sv.Fitted]:
     return sorted((fitted, *fitted.alternatives), key=lambda f: f.train_config.seed)
 
 
+@cache
 def commit() -> str | None:
-    """The commit that is run, with "+" where code was changed since."""
+    """The commit that is run, with "+" where code was changed since.
+
+    None where it is not known: without git, or of a package that is installed
+    elsewhere.
+    """
     git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True)
     head = git(["git", "rev-parse", "--short", "HEAD"])
-    if head.returncode:
+    if head.returncode or Path(sv.__file__).parents[1] != Path(__file__).parents[1]:
         return None
     changed = git(["git", "diff", "--quiet", "HEAD", "--", "*.py", "../*.py"])
     return head.stdout.decode().strip() + "+" * bool(changed.returncode)
+
+
+# of what is imported now, whatever is committed while it runs
+commit()
 
 
 def written(out: Path, part: str = "rows") -> Any:
@@ -71,4 +81,5 @@ def add_row(out: Path, row: dict, place: Callable, **more: Any) -> None:
     result = {"rows": sorted([*kept, row], key=place)}
     result |= {"versions": known | more.pop("versions", {})}
     result |= {"cores": len(os.sched_getaffinity(0))} | more
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    with whole(out) as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")

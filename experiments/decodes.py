@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 import against_peers
+import common
 import numpy as np
 
 from scvae_jax.checkpoints import versions
@@ -59,6 +60,8 @@ def main() -> None:
             more = dict(np.load(file))
             known |= json.loads(str(more.get("versions", "{}")))
             fewer = np.load(before)
+            if fewer["epochs"] != more["epochs"]:
+                parser.error(f"found another fit in {before} than in {file}")
             bounds[tool] = {
                 "elbo": float(more["elbo"].mean(dtype=np.float64)),
                 str(against_peers.N_SAMPLES): float(
@@ -73,7 +76,8 @@ def main() -> None:
         }
         rows.append(row)
         print(row, flush=True)
-    result = {"rows": rows, "versions": known, "cores": len(os.sched_getaffinity(0))}
+    result = {"rows": rows, "commit": common.commit(), "versions": known}
+    result |= {"cores": len(os.sched_getaffinity(0))}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -17,10 +17,12 @@ same clusters on all sets until then; "9 types" alone was run after that. Fits o
 number are then scored by the labels (ARI, mean over seeds), to be held against those
 with the true number and against the best of Leiden on principal components over its
 range of resolutions, which takes labels to find (on SCVI's latents:
-`clusters_against_peers.json`). Some ten minutes a set on one core.
+`clusters_against_peers.json`). Leiden needs igraph. Some ten
+minutes a set on one core.
 """
 
 import argparse
+import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -114,6 +116,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--numbers", type=int, nargs="*", default=list(NUMBERS))
     arguments = parser.parse_args()
+
+    # what Leiden needs, before hours of fits
+    importlib.import_module("igraph")
 
     def place(row: dict) -> int:
         return list(SETS).index(row["set"])
