@@ -254,7 +254,7 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
             fit = dict(zip(NAMES, place, strict=True))
             fit |= figures(found, labels, place[-1])
             made = str(found["commit"]) if "commit" in found else None
-            fit |= {"commit": made, "seconds_commit": made}
+            fit |= {"commit": made, "seconds_commit": fit["seconds"] and made}
             old_fit = fits.get(place, fit)
             fits[place] = fit if renewed else old_fit
             # what it took when it was last made with nothing beside it
