@@ -261,13 +261,13 @@ def main() -> None:
         for tool in arguments.tools:
             if tool == "components":
                 # without a seed of their own
-                fit = of_components(cells)
+                fit = of_components(cells) | {"commit": common.commit()}
             for seed in arguments.seeds:
                 if tool != "components":
                     file = f"clusters.{tool}.{name.replace(', ', '.')}.{seed}.npz"
                     given = (tool, cells, k, options, seed, arguments.scvi)
                     fit = kept(partial(of_tool, *given), arguments.work / file)
-                commits[tool].add(str(fit.get("commit", common.commit())))
+                commits[tool].add(str(fit.get("commit")))
                 if tool == "scvi":
                     peer_versions = json.loads(str(fit["versions"]))
                 if tool == "own":

@@ -17,8 +17,8 @@ same clusters on all sets until then; "9 types" alone was run after that. Fits o
 number are then scored by the labels (ARI, mean over seeds), to be held against those
 with the true number and against the best of Leiden on principal components over its
 range of resolutions, which takes labels to find (on SCVI's latents:
-`clusters_against_peers.json`). Leiden needs igraph. Some ten
-minutes a set on one core.
+`clusters_against_peers.json`). Leiden needs igraph. Some ten minutes a set on
+one core.
 """
 
 import argparse
