@@ -142,11 +142,14 @@ def save(file: Path, row: dict) -> None:
 def figures(row: dict, labels: np.ndarray | None, seed: int) -> dict:
     """Of one fit; agreement of k-means on its latents with the labels, if any."""
     seconds = float(row["seconds"])
+    commit = str(row["commit"]) if "commit" in row else None
     found = {
         "elbo": float(row["elbo"].mean(dtype=np.float64)),
         "importance_weighted_bound": float(row["marginal"].mean(dtype=np.float64)),
         "seconds": None if np.isnan(seconds) else seconds,
         "epochs": int(row["epochs"]),
+        "commit": commit,
+        "seconds_commit": None if np.isnan(seconds) else commit,
     }
     if str(row.get("accelerator", "cpu")) != "cpu":
         found["accelerator"] = str(row["accelerator"])
@@ -230,17 +233,16 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
         path = data / f"{name}.h5ad"
         labels = anndata.read_h5ad(path, backed="r").obs.get("cell_type")
         labels = None if labels is None else labels.astype(str).to_numpy()
+        places = list(itertools.product([name], [likelihood], TOOLS, range(100)))
+        files = {place: file_of(work, *place) for place in places}
+        new = {p: dict(np.load(file)) for p, file in files.items() if file.exists()}
+        for place, found in new.items():
+            kept[files[place].stem] = found["marginal"].astype(np.float32)
+            known_versions |= json.loads(str(found.get("versions", "{}")))
         bounds = {tool: {} for tool in TOOLS}
-        new = {}
-        for tool, seed in itertools.product(TOOLS, range(100)):
-            place = (name, likelihood, tool, seed)
-            file = file_of(work, *place)
-            if file.exists():
-                found = new[place] = dict(np.load(file))
-                kept[file.stem] = found["marginal"].astype(np.float32)
-                known_versions |= json.loads(str(found.get("versions", "{}")))
-            if file.stem in kept:
-                bounds[tool][seed] = kept[file.stem]
+        for place in places:
+            if files[place].stem in kept:
+                bounds[place[2]][place[3]] = kept[files[place].stem]
         seeds = sorted(set(bounds["scvae_jax"]) & set(bounds["scvi"]))
         row = rows.get((name, likelihood), {"seeds": []})
         renewed = bool(seeds) and set(seeds) >= set(row["seeds"])
@@ -253,16 +255,11 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
         for place, found in new.items():
             fit = dict(zip(NAMES, place, strict=True))
             fit |= figures(found, labels, place[-1])
-            made = str(found["commit"]) if "commit" in found else None
-            fit |= {"commit": made, "seconds_commit": fit["seconds"] and made}
             old_fit = fits.get(place, fit)
-            fits[place] = fit if renewed else old_fit
             # what it took when it was last made with nothing beside it
             timed_fit = fit if fit["seconds"] else old_fit
-            fits[place] |= {
-                "seconds": timed_fit["seconds"],
-                "seconds_commit": timed_fit.get("seconds_commit"),
-            }
+            times = {n: timed_fit.get(n) for n in ("seconds", "seconds_commit")}
+            fits[place] = (fit if renewed else old_fit) | times
         if renewed:
             row |= {"set": name, "likelihood": likelihood} | compared(bounds, seeds)
             if new or "null" not in row:

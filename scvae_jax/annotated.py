@@ -26,11 +26,7 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
         InputError: if it is absent, not HDF5, cut short, or not AnnData.
     """
     path = Path(path)
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no file"
-        raise InputError(
-            f"found {kind} at {path}, expected an .h5ad file, check the path"
-        )
+    files.expect_file(path, "an .h5ad file")
     with path.open("rb") as file:
         signature = file.read(8)
     if signature != b"\x89HDF\r\n\x1a\n":

@@ -342,6 +342,9 @@ def _measure(
 
 def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
     """Sums over cells that `_table` needs, and the histogram: [8 + N_BINS, G]."""
+    # u = P(X < x) + v P(X = x), v ~ U(0, 1): uniform where the model is right [1]
+    u = found.below + uniform * np.exp(found.log_prob)
+    weight = np.where(np.isnan(u), 0.0, np.clip(1.0 - found.zero, 0.0, 1.0))
     parts = (
         x,
         x.astype(np.float64) ** 2,
@@ -350,27 +353,24 @@ def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
         found.mean.astype(np.float64) ** 2,
         found.variance,
         found.zero,
+        weight**2,
     )
     sums = np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
-    # u = P(X < x) + v P(X = x), v ~ U(0, 1): uniform where the model is right [1]
-    u = found.below + uniform * np.exp(found.log_prob)
-    weight = np.where(np.isnan(u), 0.0, np.clip(1.0 - found.zero, 0.0, 1.0))
     n_genes = x.shape[1]
     code = np.minimum(np.nan_to_num(u) * N_BINS, N_BINS - 1).astype(np.int64)
     code = code * n_genes + np.arange(n_genes)[None]
     pit = np.bincount(code.ravel(), weight.ravel(), N_BINS * n_genes)
-    squares = (weight**2).sum(axis=0, dtype=np.float64)[None]
-    return np.concatenate([sums, squares, pit.reshape(N_BINS, n_genes)])
+    return np.concatenate([sums, pit.reshape(N_BINS, n_genes)])
 
 
 def _table(
     found: _Measured, n_cells: int, genes: np.ndarray
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """`Calibration.genes` and its `pit`."""
-    mean, square, zeros, expected, expected_square, within, zero, _ = (
+    mean, square, zeros, expected, expected_square, within, zero, squares = (
         found.sums[:-N_BINS] / n_cells
     )
-    squares, pit = found.sums[-N_BINS - 1], found.sums[-N_BINS:]
+    pit = found.sums[-N_BINS:]
     columns = {
         "mean": mean,
         "expected_mean": expected,
@@ -380,7 +380,7 @@ def _table(
         "zeros": zeros,
         "expected_zeros": zero,
         # Kish's: (sum of weights)^2 / sum of their squares
-        "effective_cells": pit.sum(axis=0) ** 2 / np.maximum(squares, TINY),
+        "effective_cells": pit.sum(axis=0) ** 2 / np.maximum(squares * n_cells, TINY),
         "pit_distance": _distance(pit),
         "log_score": found.scores.mean(axis=0) / n_cells,
     }

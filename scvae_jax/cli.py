@@ -11,11 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from scvae_jax import files, printing, process
-from scvae_jax.checks import (
-    InputError,
-    InputWarning,
-    check_count,
-)
+from scvae_jax.checks import InputError, InputWarning, check_count
 from scvae_jax.config import PRECISIONS, ModelConfig, TrainConfig, parse_options
 
 app = typer.Typer(

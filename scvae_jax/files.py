@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from scvae_jax.checks import InputError, expect
+from scvae_jax.checks import expect
 
 
 def expect_writable(path: Path) -> None:
@@ -30,6 +30,20 @@ def expect_writable(path: Path) -> None:
     )
 
 
+def expect_file(path: Path, expected: str) -> None:
+    """Refuse a path at which there is no file.
+
+    Args:
+        path: of what is to be read.
+        expected: what it should be, for the message.
+
+    Raises:
+        InputError: if nothing or a folder is there.
+    """
+    kind = "a folder" if path.is_dir() else "no file"
+    expect(path.is_file(), f"{kind} at {path}", expected, "check the path")
+
+
 def expect_free(path: Path, overwrite: bool) -> None:
     """Refuse a path at which no new file can be, before any work is done.
 
@@ -41,19 +55,16 @@ def expect_free(path: Path, overwrite: bool) -> None:
         InputError: if something is there, or nothing may be.
     """
     expect_writable(path)
-    if path.is_symlink():
-        raise InputError(
-            f"found a link at {path}, expected a new file, choose another name"
-        )
-    if path.is_dir():
-        raise InputError(
-            f"found a folder at {path}, expected a new file, choose another name"
-        )
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"found {path} there already, expected a new file, choose another name "
-            "or replace it (--overwrite)"
-        )
+    for odd, found, more in (
+        (path.is_symlink(), f"a link at {path}", ""),
+        (path.is_dir(), f"a folder at {path}", ""),
+        (
+            path.exists() and not overwrite,
+            f"{path} there already",
+            " or replace it (--overwrite)",
+        ),
+    ):
+        expect(not odd, found, "a new file", f"choose another name{more}")
 
 
 @contextlib.contextmanager

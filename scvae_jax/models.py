@@ -213,11 +213,8 @@ def vae(
         rates = [dropout_hidden] * len(shapes) + [dropout_input] * len(inputs)
         shapes += [entries.shape for entries in inputs]
         keep = keep_masks(key, shapes, rates)
-        n_hidden = len(encoder.hidden_sizes)
-        inputs = [
-            drop(h, k, dropout_input)
-            for h, k in zip(inputs, keep[n_hidden:], strict=True)
-        ]
+        keep, seen = keep[: -len(inputs)], keep[-len(inputs) :]
+        inputs = [drop(h, k, dropout_input) for h, k in zip(inputs, seen, strict=True)]
         x = jnp.concatenate(
             [laid_out(h, c) for h, c in zip(inputs, counts, strict=True)], axis=-1
         )
@@ -225,7 +222,7 @@ def vae(
         mean, log_scale, h = encoder.apply(
             variables,
             x,
-            keep[:n_hidden],
+            keep,
             first_product(inputs, counts, matmul),
         )
         return diagonal_normal(mean, log_scale), h

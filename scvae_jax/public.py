@@ -187,31 +187,7 @@ def fetch(
             # another process has fetched it since
             part.unlink(missing_ok=True)
             return path
-        try:
-            total = _continue(url, part, tag)
-        except (OSError, http.client.HTTPException) as error:
-            reason = one_line(error)
-            raise InputError(
-                f"found that {url} cannot be fetched ({reason}), expected the file, "
-                "check the connection and call again, or put the file into "
-                f"{path.parent}"
-            ) from None
-        size = part.stat().st_size
-        if size < total:
-            raise InputError(
-                f"found {size} of {total} bytes of {url}, expected all, call again: it "
-                "goes on where it stopped"
-            )
-        with part.open("rb") as file:
-            begins = file.read(len(signature))
-        if size > total or begins != signature:
-            part.unlink()
-            tag.unlink(missing_ok=True)
-            what = f"{size} bytes" if size > total else "another kind of file"
-            raise InputError(
-                f"found {what} at {url}, expected {total} bytes of the data set, check "
-                "the address and call again"
-            )
+        _complete(url, part, tag, signature)
         os.replace(part, path)
         tag.unlink(missing_ok=True)
     return path
@@ -237,6 +213,35 @@ def _alone(part: Path, url: str) -> Iterator[None]:
         finally:
             if part.is_file() and part.stat().st_size == 0:
                 part.unlink()
+
+
+def _complete(url: str, part: Path, tag: Path, signature: bytes) -> None:
+    """Fetch what is missing of a partial file, which is then what it should be."""
+    try:
+        total = _continue(url, part, tag)
+    except (OSError, http.client.HTTPException) as error:
+        reason = one_line(error)
+        raise InputError(
+            f"found that {url} cannot be fetched ({reason}), expected the file, "
+            "check the connection and call again, or put the file into "
+            f"{part.parent}"
+        ) from None
+    size = part.stat().st_size
+    if size < total:
+        raise InputError(
+            f"found {size} of {total} bytes of {url}, expected all, call again: it "
+            "goes on where it stopped"
+        )
+    with part.open("rb") as file:
+        begins = file.read(len(signature))
+    if size > total or begins != signature:
+        part.unlink()
+        tag.unlink(missing_ok=True)
+        what = f"{size} bytes" if size > total else "another kind of file"
+        raise InputError(
+            f"found {what} at {url}, expected {total} bytes of the data set, check "
+            "the address and call again"
+        )
 
 
 def _continue(url: str, part: Path, tag: Path) -> int:

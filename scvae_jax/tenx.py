@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.io
 import scipy.sparse
 
+from scvae_jax import files
 from scvae_jax.checks import (
     InputError,
     InputWarning,
@@ -47,7 +48,7 @@ def read_10x_archive(path: str | Path) -> anndata.AnnData:
     Raises:
         InputError: if it is absent or damaged, or is no such archive.
     """
-    _expect_file(path)
+    files.expect_file(Path(path), "a file of 10x Genomics")
     parts = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -114,7 +115,7 @@ def read_10x_h5(path: str | Path, n_obs: int | None = None) -> anndata.AnnData:
     """
     if n_obs is not None:
         check_count("n_obs", n_obs, 1, 2**31 - 1)
-    _expect_file(path)
+    files.expect_file(Path(path), "a file of 10x Genomics")
     try:
         with h5py.File(path) as file:
             if len(file) != 1:
@@ -189,8 +190,3 @@ def _damaged(path: str | Path, kind: str, error: Exception) -> InputError:
         f"found a damaged file or another kind at {path} ({reason}), expected an "
         f"{kind} of 10x Genomics, delete it and fetch it again"
     )
-
-
-def _expect_file(path: str | Path) -> None:
-    found = Path(path).is_file()
-    expect(found, f"no file at {path}", "one of 10x Genomics", "check the path")
