@@ -81,10 +81,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scvi", help="a Python that has scvi-tools")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
     arguments = parser.parse_args()
     rows = []
-    for name in arguments.only:
+    for name in SETS:
         path = arguments.data / f"{name}.h5ad"
         row = {"set": name, "scvae_jax": ours(path, **SETS[name])}
         if arguments.scvi:

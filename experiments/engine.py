@@ -62,6 +62,7 @@ def main() -> None:
         "difference": float(difference.mean()),
         "standard_error": float(difference.std(ddof=1) / len(SEEDS) ** 0.5),
         "versions": versions() | {"python": platform.python_version()},
+        "commit": common.commit(),
     }
     print(json.dumps(result, indent=1))
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -74,6 +74,7 @@ def main() -> None:
             low = bounds(adata, precision, options)
             row = {"set": name, "precision": precision}
             row |= {"seeds": list(SEEDS), "options": options}
+            row |= {"commit": common.commit()}
             for part in ("validation_elbo", "elbo"):
                 row[part] = paired(low, full, part, precision)
             row |= {"float32_fits": full, f"{precision}_fits": low}

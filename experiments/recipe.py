@@ -16,6 +16,7 @@ import platform
 from pathlib import Path
 
 import anndata
+import common
 import numpy as np
 
 import scvae_jax as sv
@@ -123,6 +124,7 @@ def one(
                 "best_epoch": fit.summary["best_epoch"],
                 "epochs": fit.summary["epochs"],
                 "seconds": fit.summary["seconds"],
+                "commit": common.commit(),
             }
         )
     return rows

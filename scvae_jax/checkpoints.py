@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -37,7 +38,8 @@ from scvae_jax.models import Model
 
 FORMAT = 5
 PARTS = ("config.json", "genes.json", "cells.csv", "history.json", "params")
-PACKAGES = ("scvae_jax", "jax", "flax", "optax", "distrax", "numpy", "anndata")
+PACKAGES = ("scvae_jax", "jax", "flax", "optax", "distrax")
+PACKAGES += ("numpy", "scipy", "anndata")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,9 +300,10 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
     # names such as NA or 007 are names
     cells = pd.read_csv(path / "cells.csv", dtype=str, keep_default_na=False)
     model = from_config(model_config, used, n_genes=len(genes), n_batches=len(batches))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # of the default device, as data goes there
+    place = jnp.zeros(()).sharding
     template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(model.init, jax.random.key(0)),
     )
     try:
@@ -354,5 +357,5 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "unknown"
-    device = jax.devices()[0]
+    (device,) = jnp.zeros(()).devices()
     return found | {"device": f"{device.platform}: {device.device_kind}"}

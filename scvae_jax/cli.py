@@ -226,6 +226,8 @@ def apply(
             warnings.simplefilter("ignore", InputWarning)
             analysis.denoise(adata, fitted, batch=batch, **given)
     analysis.apply(adata, fitted, **given)
+    # another process may have written there meanwhile
+    files.expect_free(out, overwrite)
     annotated.write_h5ad(adata, out)
     figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
     printing.figures(figures | {"out": str(out)}, as_json)
@@ -356,11 +358,11 @@ def demo(
     codes = adata.obs["scvae_cluster"].astype(str).to_numpy()
     agreed = scores.label_scores(codes, labels, "bulk_labels")
     colors = ("bulk_labels", "scvae_cluster")
-    # what takes longest first, so that an interruption leaves nothing behind
+    # what takes longest first, and the picture appears when the rest is there
     with files.folders_above(picture), files.whole(picture) as part:
         plots.latent_space(adata, part, colors=colors, seed=seed)
-    annotated.write_h5ad(adata, file)
-    fitted.save(run, overwrite=overwrite)
+        fitted.save(run, overwrite=overwrite)
+        annotated.write_h5ad(adata, file)
     figures |= {
         "ari": agreed["ari"],
         "nmi": agreed["nmi"],

@@ -195,9 +195,6 @@ def fit_logits(layer: Tree, hidden: Array, target: Array) -> Tree:
         The layer, fitted.
     """
     optimizer = optax.adam(0.05)
-    # every so many cells, as the first ones may be of one kind
-    stride = -(-len(hidden) // MOST_CELLS)
-    hidden, target = hidden[::stride], target[::stride]
 
     def loss(layer: Tree) -> Array:
         logits = hidden @ layer["kernel"] + layer["bias"][None]

@@ -13,7 +13,7 @@ import pandas as pd
 from scvae_jax import plots
 from scvae_jax.checks import InputError, check_count, listing, plain
 from scvae_jax.config import DataConfig, ModelConfig, TrainConfig
-from scvae_jax.files import whole
+from scvae_jax.files import alone_in, whole
 from scvae_jax.ledger import (
     PICTURES,
     fit_name,
@@ -171,51 +171,52 @@ def compare(
         del settings["gmvae"]
     settings |= {"score_key": score_key, "n_samples": n_samples}
     folder = Path(out).absolute()
-    work, settings = open_folder(folder, settings, overwrite)
+    with alone_in(folder):
+        work, settings = open_folder(folder, settings, overwrite)
 
-    numbers = range(train_config.seed, train_config.seed + seeds)
-    jobs = [(cells, *key) for cells in parts for key in entries]
-    files, given = [], {}
-    for number, (cells, label, model) in enumerate(jobs, start=1):
-        key = cells.name, label, model, cells.split
-        paths = {seed: work / "fits" / fit_name((*key, seed)) for seed in numbers}
-        files += paths.values()
-        missing = [seed for seed, path in paths.items() if not path.exists()]
-        if not missing:
-            continue
-        if progress:
-            print(
-                f"[{number} of {len(jobs)}] {cells.name}, {label}, {model}, split "
-                f"{cells.split}, seeds {listing(missing)}",
-                file=sys.stderr,
+        numbers = range(train_config.seed, train_config.seed + seeds)
+        jobs = [(cells, *key) for cells in parts for key in entries]
+        files, given = [], {}
+        for number, (cells, label, model) in enumerate(jobs, start=1):
+            key = cells.name, label, model, cells.split
+            paths = {seed: work / "fits" / fit_name((*key, seed)) for seed in numbers}
+            files += paths.values()
+            missing = [seed for seed, path in paths.items() if not path.exists()]
+            if not missing:
+                continue
+            if progress:
+                print(
+                    f"[{number} of {len(jobs)}] {cells.name}, {label}, {model}, split "
+                    f"{cells.split}, seeds {listing(missing)}",
+                    file=sys.stderr,
+                )
+            model_config = entries[label, model]
+            fits = fit_seeds(
+                sources[cells.name],
+                model_config,
+                dataclasses.replace(train_config, seed=cells.seed),
+                data_config,
+                missing,
+                progress,
             )
-        model_config = entries[label, model]
-        fits = fit_seeds(
-            sources[cells.name],
-            model_config,
-            dataclasses.replace(train_config, seed=cells.seed),
-            data_config,
-            missing,
-            progress,
-        )
-        # what is not of the model serves both
-        family = cells.name, cells.split, label
-        if family not in given:
-            given[family] = total_and_null(cells, model_config)
-        done = evaluate_seeds(
-            cells,
-            label,
-            model_config,
-            fits,
-            given[family],
-            n_samples,
-            missing,
-            score_key,
-        )
-        for seed in missing:
-            write_fit(paths[seed], done[seed])
-    found = _report(work, [read_fit(path) for path in files], settings, reference)
-    take_place(work, folder)
+            # what is not of the model serves both
+            family = cells.name, cells.split, label
+            if family not in given:
+                given[family] = total_and_null(cells, model_config)
+            done = evaluate_seeds(
+                cells,
+                label,
+                model_config,
+                fits,
+                given[family],
+                n_samples,
+                missing,
+                score_key,
+            )
+            for seed in missing:
+                write_fit(paths[seed], done[seed])
+        found = _report(work, [read_fit(path) for path in files], settings, reference)
+        take_place(work, folder)
     return found._replace(folder=folder)
 
 
@@ -244,10 +245,6 @@ def _report(
     for name, frame in (("table.csv", table), ("ranks.csv", ranked)):
         with whole(folder / name) as part:
             frame.to_csv(part, index=False)
-    found = {"settings": settings, "rows": rows, "ranks": ranks, "remarks": said}
-    with whole(folder / "table.json") as part:
-        text = json.dumps(found, indent=1, allow_nan=False)
-        part.write_text(text + "\n", encoding="utf-8")
     for name in PICTURES:
         if name not in drawn:
             # one of an earlier call, that shows other rows
@@ -255,6 +252,11 @@ def _report(
             continue
         with whole(folder / name) as part:
             drawn[name](part)
+    found = {"settings": settings, "rows": rows, "ranks": ranks, "remarks": said}
+    # last: by it `open_folder` knows a comparison that is finished
+    with whole(folder / "table.json") as part:
+        text = json.dumps(found, indent=1, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
     if table["comparable_bound"].isna().all():
         raise FloatingPointError(
             f"found that all {len(fits)} fits ended early, expected finite gradients "

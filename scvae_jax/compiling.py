@@ -1,6 +1,7 @@
 """Programs compiled ahead of their use, and with no more care than they repay."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -13,6 +14,16 @@ SOON = ENOUGH | {"xla_cpu_use_fusion_emitters": False}
 # entries (steps x cells x genes) up to which that pays in the mean of families: 0.03 to
 # 0.5 s a program are gained, and 3 to 17 ns an entry lost
 FEW = 5e7
+
+
+@contextlib.contextmanager
+def compilers() -> Iterator[ThreadPoolExecutor]:
+    """Two threads that compile; what they have not begun by the end they never do."""
+    pool = ThreadPoolExecutor(2)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def ahead(

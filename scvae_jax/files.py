@@ -8,7 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from scvae_jax.checks import expect
+from scvae_jax.checks import InputError, expect
+
+try:
+    import fcntl
+except ImportError:
+    # systems without file locks
+    fcntl = None
 
 
 def expect_writable(path: Path) -> None:
@@ -105,6 +111,54 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def lock(descriptor: int, found: str) -> None:
+    """Hold an open file or folder against other processes until it is closed.
+
+    Args:
+        descriptor: of the open file; on systems without locks it is not held.
+        found: what is found if another process holds it, for the message.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"found {found}, expected one at a time, wait until it is done and call "
+            "again"
+        ) from None
+    except OSError:
+        # a folder of a network that has no locks
+        pass
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder if there is none, and hold it against other processes.
+
+    Args:
+        folder: its path; a file is held as one.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        # where a folder cannot be opened either
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor, f"that another process is at work in {folder}")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def folders_above(path: Path) -> Iterator[None]:
     """Make the folders above a path; after an error those that were made are gone.
@@ -139,9 +193,12 @@ def _replace(path: Path, part: Path) -> None:
         os.replace(path, old)
         os.replace(part, path)
     except BaseException:
-        if old.exists():
+        # it may have come when both were done
+        if old.exists() and not path.exists():
             # not os.replace, which is what has just failed
             shutil.move(old, path)
-        aside.rmdir()
         raise
-    shutil.rmtree(aside)
+    finally:
+        # else the old one is the only one
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)

@@ -25,7 +25,9 @@ from scvae_jax.files import whole
 from scvae_jax.ranking import Fit, Row
 
 SETTINGS = "comparison.json"
-TABLES = ("table.csv", "ranks.csv", "table.json")
+# what is written last of a comparison that is finished
+LAST = "table.json"
+TABLES = ("table.csv", "ranks.csv", LAST)
 PICTURES = ("differences.png", "clusters.png")
 
 
@@ -68,7 +70,7 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
             )
         begun = _read_settings(beside / SETTINGS)
         stopped = begun is not None and not _changed(begun, settings)
-        finished = any((folder / name).exists() for name in TABLES) and not placed
+        finished = (folder / LAST).exists() and not placed
         if overwrite and (changed or finished or stopped):
             folder, known = beside, begun
             if not stopped:

@@ -8,7 +8,6 @@ rises and the learning rate falls anew: components are placed on latents at rest
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ import optax
 from scvae_jax import batches, clusters
 from scvae_jax.batches import CellData
 from scvae_jax.checks import expect
-from scvae_jax.compiling import ahead
+from scvae_jax.compiling import ahead, compilers
 from scvae_jax.config import TrainConfig
 from scvae_jax.epochs import (
     Orders,
@@ -176,7 +175,8 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     # the batches of all epochs are known beforehand, so slots for the fullest suffice
     fullest = max(
         order.fullest(number, plan.train)
-        for order in orders
+        # fits that differ in settings alone share theirs
+        for order in set(orders)
         for number in range(1, epochs + 1)
     )
     in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
@@ -204,7 +204,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     n_entries = float(epochs * n_train * model.modalities[0].n_features)
     n_entries *= config.n_samples
     # two at a time, so that those of the first phase are ready first
-    with ThreadPoolExecutor(2) as pool, progress_bar(progress, epochs) as report:
+    with compilers() as pool, progress_bar(progress, epochs) as report:
         started = time.perf_counter()
         first = ahead(pool, first_states.lower(keys, plan.profiles), 0)
         shapes = jax.eval_shape(first_states, keys, plan.profiles)
@@ -259,6 +259,8 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             for fit in fits:
                 fit.end_phase()
             states = states._replace(params=best.params)
+            if all(fit.error for fit in fits):
+                break
     trained = max(sum(len(fit.history) for fit in fits), 1)
     summary = {
         "n_train": n_train,

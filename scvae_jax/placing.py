@@ -33,13 +33,18 @@ def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any
     Returns:
         Params with "prior" placed and, where a network gives q(y|x), fitted to it.
     """
-    mean, variance, hidden = encode_cells(model, params, cells)
+    mean, variance = encode_cells(model, params, cells)
     prior = clusters.place(
         params["prior"], np.asarray(mean), np.asarray(variance), seed, MAX_DEPARTURE
     )
     params = params | {"prior": prior}
     if "clusters" in params:
-        target = jnp.exp(model.infer(params, mean))
+        # every so many cells, as the first ones may be of one kind
+        stride = -(-len(mean) // clusters.MOST_CELLS)
+        names = ("start", "length", "depth", "categorical")
+        some = {name: getattr(cells, name)[::stride] for name in names}
+        hidden = _of_cells(_hidden, model, params, cells._replace(**some))
+        target = jnp.exp(model.infer(params, mean[::stride]))
         layer = jax.jit(clusters.fit_logits)(
             params["clusters"]["logits"], hidden, target
         )
@@ -47,9 +52,7 @@ def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any
     return params
 
 
-def encode_cells(
-    model: Model, params: Any, cells: CellData
-) -> tuple[Array, Array, Array]:
+def encode_cells(model: Model, params: Any, cells: CellData) -> tuple[Array, Array]:
     """Encode cells, N_ENCODED at a time.
 
     Args:
@@ -58,8 +61,7 @@ def encode_cells(
         cells: n of them, on the device.
 
     Returns:
-        Mean and variance [n, L] of q(z|x) of the VAE, and the last hidden layer
-        [n, size] of the encoder.
+        Mean and variance [n, L] of q(z|x) of the VAE.
     """
     return _of_cells(_encoded, model, params, cells)
 
@@ -78,9 +80,13 @@ def cluster_codes(model: Model, params: Any, cells: CellData) -> np.ndarray:
     return np.asarray(_of_cells(_code, model, params, cells))
 
 
-def _encoded(model: Model, params: Any, batch: Batch) -> tuple[Array, Array, Array]:
-    q, hidden = model.hidden(params, batch)
-    return q.mean(), q.variance(), hidden
+def _encoded(model: Model, params: Any, batch: Batch) -> tuple[Array, Array]:
+    q, _ = model.hidden(params, batch)
+    return q.mean(), q.variance()
+
+
+def _hidden(model: Model, params: Any, batch: Batch) -> Array:
+    return model.hidden(params, batch)[1]
 
 
 def _code(model: Model, params: Any, batch: Batch) -> Array:

@@ -14,8 +14,6 @@ from scvae_jax.checks import InputError, InputWarning, is_lack_of_memory
 
 # what typer returns after Ctrl-C
 INTERRUPTED = 130
-# what a shell returns for a process that was told to end
-TERMINATED = 143
 TOO_LARGE = (
     "found too little memory for this, expected enough, take fewer cells or genes or "
     "smaller batches"
@@ -39,8 +37,13 @@ def exit_code(command: Callable[[], Any]) -> int:
     # of what imports and traces leave little is garbage, and looking takes long
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)
-    # what a scheduler sends at the end of its time: as Ctrl-C, it leaves nothing behind
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    # what a scheduler sends at the end of its time, and a terminal that is closed: as
+    # Ctrl-C, they leave nothing behind
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # not what nohup has had ignored
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         code = command()
     except (InputError, ImportError) as error:

@@ -21,13 +21,8 @@ import pandas as pd
 import scipy.sparse
 
 from scvae_jax.checks import InputError, check_count, expect, listing, one_line
+from scvae_jax.files import lock
 from scvae_jax.tenx import read_10x_archive, read_10x_h5
-
-try:
-    import fcntl
-except ImportError:
-    # on Windows nothing keeps two processes from one file
-    fcntl = None
 
 TENX = "https://cf.10xgenomics.com/samples/cell-exp"
 PURIFIED_URL = TENX + "/1.1.0/{name}/{name}_filtered_gene_bc_matrices.tar.gz"
@@ -197,17 +192,7 @@ def fetch(
 def _alone(part: Path, url: str) -> Iterator[None]:
     """Hold a partial file against other processes; an empty one is gone after that."""
     with part.open("ab") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"found that another process is fetching {url}, expected one at a "
-                    "time, wait until it is there and call again"
-                ) from None
-            except OSError:
-                # a folder of a network that has no locks
-                pass
+        lock(file.fileno(), f"that another process is fetching {url}")
         try:
             yield
         finally:

@@ -174,4 +174,6 @@ def cells_to_device(data: CountData, where: np.ndarray | slice) -> CellData:
         Those cells.
     """
     categorical = data.batch[where, None]
-    return batches.to_device(data.x[where], data.depth[where], categorical)
+    # scipy would copy all
+    x = data.x if isinstance(where, slice) else data.x[where]
+    return batches.to_device(x, data.depth[where], categorical)

@@ -228,6 +228,8 @@ def fit_many(
         optimizer=optimizer,
         kl_weight=kl_weight,
     )
+    # what the device has is not kept twice while it trains
+    data = data._replace(x=None, depth=None)
     results = phases.run(plan, progress=progress)
     errors = [result for result in results if isinstance(result, Exception)]
     if len(errors) == len(results):

@@ -329,6 +329,50 @@ def test_a_save_that_fails_between_two_moves_puts_the_old_run_back(
     assert content(tmp_path) == before
 
 
+def test_an_interruption_after_both_moves_keeps_the_new_run(
+    fitted, copied, tmp_path, monkeypatch
+):
+    seed = dataclasses.replace(fitted.train_config, seed=99)
+    other = dataclasses.replace(fitted, train_config=seed)
+    moves, original = [], os.replace
+
+    def replace(source, target):
+        original(source, target)
+        moves.append(target)
+        if target == copied and len(moves) > 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", replace)
+        other.save(copied, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [copied.name]
+    assert checkpoints.load(copied).train_config.seed == 99
+    # and it can be replaced again
+    other.save(copied, overwrite=True)
+
+
+def test_an_old_run_that_cannot_be_removed_is_no_failure(fitted, copied, monkeypatch):
+    original = os.unlink
+
+    def unlink(path, *arguments, **keywords):
+        if "-old-" in os.fspath(path) or "dir_fd" in keywords:
+            raise OSError("busy")
+        original(path, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        fitted.save(copied, overwrite=True)
+    assert checkpoints.load(copied).genes.tolist() == fitted.genes.tolist()
+
+
+def test_a_run_is_loaded_to_the_default_device(fitted, copied):
+    device = jax.devices("cpu")[0]
+    with jax.default_device(device):
+        loaded = checkpoints.load(copied)
+    leaves = jax.tree.leaves(loaded.params)
+    assert {*map(lambda leaf: tuple(leaf.devices()), leaves)} == {(device,)}
+
+
 def test_what_orbax_makes_of_a_full_disk(fitted, tmp_path, monkeypatch):
     def fail(*arguments, **keywords):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\n[source]")

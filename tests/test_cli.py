@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -900,19 +901,28 @@ def test_other_errors_are_not_hidden(command, data, monkeypatch):
         command("train", data, "--out", "run")
 
 
-def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path):
-    code = """
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path, name, code, ignored):
+    """Unless it is to go on, as nohup has it."""
+    if not hasattr(signal, name):
+        pytest.skip(f"there is no {name}")
+    work = f"""
 import os, pathlib, signal
 from scvae_jax import files, process
+
+NUMBER = signal.{name}
+if {ignored}:
+    signal.signal(NUMBER, signal.SIG_IGN)
 
 def work():
     with files.whole(pathlib.Path("file")) as part:
         part.write_text("half")
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pause()
+        os.kill(os.getpid(), NUMBER)
+        {ignored} or signal.pause()
 
 process.exit_code(work)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60)
-    assert done.returncode == 143
-    assert list(tmp_path.iterdir()) == []
+    done = subprocess.run([sys.executable, "-c", work], cwd=tmp_path, timeout=60)
+    assert done.returncode == (0 if ignored else code)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] * ignored

@@ -172,18 +172,11 @@ def test_more_clusters_than_cells_that_differ():
 
 
 def test_many_cells_are_placed_by_a_part_of_them(blobs, monkeypatch):
-    mean, variance, label = blobs
+    mean, variance, _ = blobs
     monkeypatch.setattr(clusters, "MOST_CELLS", 100)
     start = clusters.mixture_start(mean, variance, 3, seed=0)
     nearest = [np.abs(CENTRES - m).sum(1).argmin() for m in start.mean]
     assert sorted(nearest) == [0, 1, 2]
-    # every so many cells, of both what is read and what is to be told
-    hidden = jnp.asarray(mean, jnp.float32)
-    target = jax.nn.one_hot(label, 3)
-    layer = {"kernel": jnp.zeros((mean.shape[1], 3)), "bias": jnp.zeros(3)}
-    fitted = clusters.fit_logits(layer, hidden, target)
-    codes = (hidden @ fitted["kernel"] + fitted["bias"][None]).argmax(axis=1)
-    assert (np.asarray(codes) == label).mean() > 0.99
 
 
 def test_logits_are_fitted_to_responsibilities():

@@ -26,6 +26,7 @@ from scvae_jax import (
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import RECIPES, DataConfig
 from scvae_jax.counts import prepare
+from scvae_jax.files import alone_in
 
 TINY = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), n_clusters=3)
 QUICK = sv.TrainConfig(epochs=2, batch_size=64)
@@ -443,6 +444,39 @@ def test_a_replacement_that_was_stopped_goes_on(tmp_path):
     again, _ = ledger.open_folder(tmp_path / "found", settings, True)
     assert again == folder and not beside.exists()
     assert (folder / "fits" / "two.npz").exists() and (folder / "table.json").exists()
+
+
+def test_two_processes_do_not_compare_in_one_folder(quick, compare, tmp_path):
+    pytest.importorskip("fcntl")
+    before = compare().folder
+    quick.clear()
+    busy = r"another process is at work in .*/out, expected one at a time, wait"
+    with alone_in(before):
+        for options in ({"seeds": 3}, {"n_samples": 20, "overwrite": True}):
+            with pytest.raises(InputError, match=busy):
+                compare(**options)
+    assert not quick
+    # it is free again, and what is not a folder is still told
+    compare(seeds=3)
+    (tmp_path / "file").write_text("of the user")
+    with pytest.raises(InputError, match="file, which is not a comparison"):
+        compare(out=tmp_path / "file")
+
+
+def test_pictures_that_fail_leave_an_unfinished_comparison(
+    quick, compare, monkeypatch, tmp_path
+):
+    """Which is gone on with, be it to be overwritten."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(comparison.plots, "differences", interrupt)
+        compare()
+    quick.clear()
+    compare(overwrite=True)
+    assert not quick and (tmp_path / "out" / ledger.LAST).exists()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_fits_of_another_recipe_are_refused(quick, compare, monkeypatch):

@@ -1,5 +1,6 @@
 """Programs compiled ahead of their use."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -25,6 +26,19 @@ def test_the_program_is_the_same(lowered, n_entries):
 def test_some_version_of_xla_knows_the_options(lowered):
     """That of this test the one for all programs, at least."""
     assert lowered.compile(compiler_options=compiling.ENOUGH)
+
+
+def test_what_waits_to_be_compiled_at_an_error_never_is(lowered):
+    begun, stopped = threading.Event(), threading.Event()
+    with pytest.raises(KeyboardInterrupt), compiling.compilers() as pool:
+        # as many as it has threads
+        for _ in range(2):
+            pool.submit(lambda: (begun.set(), stopped.wait(60)))
+        later = pool.submit(lambda: "compiled")
+        begun.wait(60)
+        threading.Timer(0.1, stopped.set).start()
+        raise KeyboardInterrupt
+    assert later.cancelled()
 
 
 class Asked:

@@ -142,7 +142,7 @@ def test_a_replacement_stays_in_its_folder(tmp_path):
     folder = tmp_path / "link"
     folder.symlink_to(tmp_path / "far")
     ledger.open_folder(folder, SETTINGS, False)
-    (folder / "table.csv").write_text("finished")
+    (folder / ledger.LAST).write_text("finished")
     work, _ = ledger.open_folder(folder, SETTINGS | {"n_samples": 20}, True)
     assert work.resolve().parent == tmp_path / "far"
     (work / "fits" / "new.npz").write_text("new")
@@ -156,7 +156,7 @@ def test_a_stopped_removal_of_a_replacement_is_not_taken_for_one_that_was_moved(
 ):
     folder, other = tmp_path / "out", SETTINGS | {"n_samples": 20}
     ledger.open_folder(folder, SETTINGS, False)
-    (folder / "table.csv").write_text("finished")
+    (folder / ledger.LAST).write_text("finished")
     work, _ = ledger.open_folder(folder, other, True)
     rmtree = shutil.rmtree
 
@@ -168,6 +168,16 @@ def test_a_stopped_removal_of_a_replacement_is_not_taken_for_one_that_was_moved(
         patch.setattr(ledger.shutil, "rmtree", stop)
         ledger.open_folder(folder, SETTINGS | {"n_samples": 30}, True)
     assert ledger.open_folder(folder, SETTINGS, False) == (folder, SETTINGS)
+
+
+def test_one_stopped_before_its_last_table_is_gone_on_with(tmp_path):
+    folder = tmp_path / "out"
+    ledger.open_folder(folder, SETTINGS, False)
+    for name in ("fits/one.npz", "table.csv", "differences.png"):
+        (folder / name).write_text("there")
+    assert ledger.open_folder(folder, SETTINGS, True) == (folder, SETTINGS)
+    (folder / ledger.LAST).write_text("there")
+    assert ledger.open_folder(folder, SETTINGS, True) == (folder / ".new", SETTINGS)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

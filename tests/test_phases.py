@@ -15,7 +15,9 @@ import scvae_jax as sv
 from scvae_jax import (
     batches,
     building,
+    clusters,
     epochs,
+    likelihoods,
     objectives,
     phases,
     placing,
@@ -133,7 +135,7 @@ def test_latents_of_few_counts_are_in_use_when_components_are_placed(monkeypatch
     told = []
 
     def place(model, params, cells, seed):
-        mean, variance, _ = placing.encode_cells(model, params, cells)
+        mean, variance = placing.encode_cells(model, params, cells)
         kl = 0.5 * (mean**2 + variance - 1.0 - np.log(variance)).sum(axis=1)
         told.append(float(kl.mean()))
         return placing.place_clusters(model, params, cells, seed)
@@ -379,6 +381,55 @@ def test_settings_side_by_side(types):
         [row["validation_bound"] for row in alone.history],
         rtol=1e-4,
     )
+
+
+def test_where_every_fit_failed_no_phase_follows(types, monkeypatch):
+    placed = []
+    poisson = likelihoods.poisson()
+    broken = poisson._replace(
+        name="broken",
+        log_prob_zero=None,
+        log_prob=lambda x, p: poisson.log_prob(x, p) / jnp.zeros(()),
+    )
+    monkeypatch.setattr(phases, "_place", lambda *a: placed.append(a))
+    with pytest.raises(FloatingPointError, match="found no finite validation bound"):
+        sv.fit(
+            types,
+            MIXTURE,
+            sv.TrainConfig(epochs=2, batch_size=128, start=0.5),
+            likelihood=broken,
+            progress=False,
+        )
+    assert not placed
+
+
+@pytest.mark.parametrize("posterior", ["shared", "conditional"])
+def test_responsibilities_are_fitted_to_every_so_many_cells(
+    types, monkeypatch, posterior
+):
+    """As the first ones may be of one kind; a shared posterior needs none."""
+    seen, fit_logits = [], clusters.fit_logits
+
+    def noted(layer, hidden, target):
+        jax.debug.callback(lambda *arrays: seen.append(arrays), hidden, target)
+        return fit_logits(layer, hidden, target)
+
+    monkeypatch.setattr(clusters, "fit_logits", noted)
+    monkeypatch.setattr(clusters, "MOST_CELLS", 100)
+    config = dataclasses.replace(MIXTURE, posterior=posterior)
+    likelihood = building.named_likelihood(config)
+    model = building.from_config(config, likelihood, n_genes=60)
+    cells = selection.cells_to_device(prepare(types, sv.DataConfig()), slice(None))
+    params = placing.place_clusters(model, model.init(jax.random.key(0)), cells, 0)
+    jax.effects_barrier()
+    if posterior == "shared":
+        assert not seen
+        return
+    ((hidden, target),) = seen
+    q, expected = model.hidden(params, batches.dense_batch(types.X.toarray()[::3]))
+    np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
+    inferred = np.exp(model.infer(params, q.mean()))
+    np.testing.assert_allclose(target, inferred, rtol=1e-4, atol=1e-5)
 
 
 def test_kl_weight_is_where_the_warm_up_ends(types):

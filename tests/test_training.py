@@ -1,6 +1,8 @@
 """The train step and the fit loop."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from scvae_jax import (
     phases,
     selection,
     steps,
+    training,
 )
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig, TrainConfig, completed
@@ -204,6 +207,25 @@ def test_advice_names_the_rate_of_the_fit(rate, said):
 def test_a_run_of_non_finite_steps_ends_with_advice(small):
     with pytest.raises(FloatingPointError, match="non-finite.*lower the learning r"):
         fit(small, likelihood=broken(), epochs=20)
+
+
+def test_counts_are_not_kept_twice_while_a_model_trains(small, monkeypatch):
+    kept = []
+
+    def prepared(*arguments, **options):
+        data = prepare(*arguments, **options)
+        kept.append(weakref.ref(data.x))
+        return data
+
+    def run(plan, *, progress):
+        gc.collect()
+        assert kept[0]() is None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "prepare", prepared)
+    monkeypatch.setattr(phases, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small)
 
 
 def test_no_finite_bound_ends_with_advice(small):
