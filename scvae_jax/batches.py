@@ -168,7 +168,7 @@ def cut(
         n_slots: at least the slots of the batch's cells, from `n_slots`.
 
     Returns:
-        The batch; if they do not fit, its counts are NaN.
+        The batch; if they do not fit, or there are more genes, its counts are NaN.
     """
     batch_size = index.shape[0]
     n_rows = jnp.where(weight > 0, cells.length[index] // ROW, 0)
@@ -184,7 +184,7 @@ def cut(
     gene = cells.gene[address].astype(jnp.int32)
     value = cells.value[address].astype(jnp.float32)
     # no count is dropped in silence
-    fits = end[-1] * ROW <= n_slots
+    fits = (end[-1] * ROW <= n_slots) & (gene.max() < n_genes)
     missing = jnp.where(fits, 0.0, jnp.nan)
     value = jnp.where((fits & (cell < batch_size))[:, None], value, missing)
     nonzero, shape = (cell, gene, value), (batch_size, n_genes)

@@ -147,7 +147,7 @@ class TrainConfig:
         batch_size: cells a step; clipped to the number of training cells.
         learning_rate: the peak, from which it falls along a cosine to 1 % of itself, in
             each phase anew.
-        weight_decay: of AdamW, on weight matrices alone.
+        weight_decay: of AdamW, on kernels of layers alone.
         free_rate: how many times the learning rate that of parameters beside the
             weights is, such as log dispersions; None: 20 of a vae, 1 of a gmvae. More
             reaches them sooner where counts are sparse and bursty, and may part

@@ -116,7 +116,7 @@ def divergence(posterior: distrax.Independent, prior: distrax.Distribution) -> A
 @jax.custom_vjp
 def _total(each: Array) -> Array:
     """Sum over the last axis, as a product: twice as fast as XLA's if it is short."""
-    return jnp.matmul(each, jnp.ones(each.shape[-1]), precision="highest")
+    return jnp.matmul(each, jnp.ones(each.shape[-1], each.dtype), precision="highest")
 
 
 _total.defvjp(
@@ -142,11 +142,13 @@ def _slopes_of_each(inputs: tuple[Array, Array, Array], slope: Array):
     p, total = scale**-2, slope.sum(axis=0)[:, None]
     first, second = product(slope.T, z), product(slope.T, z**2)
     squares = second - 2 * mean * first + mean**2 * total
-    return (
+    slopes = (
         product(slope, mean * p) - z * product(slope, p),
         p * (first - mean * total),
         (p * squares - total) / scale,
     )
+    # each of the type of its input, where these differ
+    return tuple(s.astype(given.dtype) for s, given in zip(slopes, inputs, strict=True))
 
 
 _of_each.defvjp(lambda *inputs: (_of_each(*inputs), inputs), _slopes_of_each)

@@ -459,16 +459,19 @@ def _start_at_mean(mean: Array, n_obs: int) -> Params:
     return {"log_mean": jnp.log(mean + 0.5 / n_obs)}
 
 
-# jax draws Poisson numbers as integers of 32 bits; from here on a normal is as good
-NORMAL_FROM = 1e7
+# jax draws Poisson numbers by what float32 rounds where they are large; from here on a
+# normal with the skewness of a Poisson is better
+NORMAL_FROM = 1e5
 
 
 def _sample_poisson(key: Array, rate: Array) -> Array:
     low = jnp.minimum(rate, NORMAL_FROM)
     drawn = jax.random.poisson(key, low).astype(rate.dtype)
     noise = jax.random.normal(jax.random.fold_in(key, 1), rate.shape, rate.dtype)
-    normal = jnp.round(rate + jnp.sqrt(rate) * noise)
-    return jnp.where(rate > NORMAL_FROM, normal, drawn)
+    # Cornish & Fisher: skewness 1 / sqrt(rate)
+    normal = jnp.round(rate + jnp.sqrt(rate) * noise + (noise**2 - 1.0) / 6.0)
+    drawn = jnp.where(rate > NORMAL_FROM, normal, drawn)
+    return jnp.where(rate >= 0, drawn, jnp.nan)
 
 
 def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Likelihood:
@@ -520,7 +523,9 @@ def negative_binomial(*, dispersion: str = "gene", mean: str = "library") -> Lik
         # x ~ Poisson(r), r ~ Gamma(theta, mean mu)
         key_rate, key_count = jax.random.split(key)
         log_mu, log_theta = jnp.broadcast_arrays(*_floats(*_nb_params(p)))
-        log_gamma = jax.random.loggamma(key_rate, jnp.exp(log_theta))
+        log_gamma = jax.random.loggamma(
+            key_rate, jnp.exp(log_theta), dtype=log_theta.dtype
+        )
         return _sample_poisson(key_count, jnp.exp(log_gamma + log_mu - log_theta))
 
     def variance(p: Params) -> Array:

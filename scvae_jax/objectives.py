@@ -75,6 +75,13 @@ class Parts(NamedTuple):
 
 def _with_clusters(terms: Terms) -> Terms:
     """Terms of one cluster where the model has none."""
+    expected = 2 if terms.log_py is None else 3
+    if terms.log_px.ndim != expected:
+        raise ValueError(
+            f"found log_px of shape {terms.log_px.shape}, expected an axis of samples "
+            "before that of cells (and of clusters), take terms from model.terms(...), "
+            "or give those of one sample an axis ([None])"
+        )
     if terms.log_py is not None:
         return terms
     values = (terms.log_px, terms.log_pz, terms.log_qz, terms.kl_z)

@@ -161,25 +161,20 @@ def _half(
     owner = jnp.minimum(cell, x.shape[0] - 1)[:, None]
     value = jnp.where(hidden[owner, gene], value, 0.0)
     trailing = {head.name: head.shape for head in likelihood.heads}
-    dense, row = jnp.zeros_like(x), jnp.zeros(x.shape[0])
 
     def log_prob_zero(decoded):
         if likelihood.log_prob_zero is None:
-            return likelihood.log_prob(dense, decoded)
+            return likelihood.log_prob(jnp.zeros_like(x), decoded)
         return likelihood.log_prob_zero(decoded)
 
-    def one(sums, z):
+    def of_sample(z):
         (decoded,) = model.decode(params, z, batch)
-        log_prob = likelihood.log_prob(x, decoded)
         mean = likelihood.mean(decoded)
-        total = jnp.where(hidden, mean, 0.0).sum(axis=-1)
         new = (
             jnp.exp(log_prob_zero(decoded)),
-            mean,
-            mean**2,
             likelihood.variance(decoded),
-            total,
-            total**2,
+            mean,
+            jnp.where(hidden, mean, 0.0).sum(axis=-1),
         )
         full = {
             name: jnp.broadcast_to(p, x.shape + trailing.get(name, ()))
@@ -188,24 +183,37 @@ def _half(
         at_nonzero = {
             name: p[owner, gene].reshape(-1, *p.shape[2:]) for name, p in full.items()
         }
-        log_total, sums = sums
-        sums = jax.tree.map(jnp.add, sums, new)
-        return (jnp.logaddexp(log_total, log_prob), sums), at_nonzero
+        return likelihood.log_prob(x, decoded), new, at_nonzero
 
-    start = (dense - jnp.inf, (dense,) * 4 + (row,) * 2)
-    (log_total, sums), at_nonzero = jax.lax.scan(one, start, z)
-    zero, mean, square, variance, total, total_square = (
-        part / n_samples for part in sums
+    def one(carry, numbered):
+        # running means, and squares about them: those about 0 of large numbers would
+        # not tell how little they vary (Welford)
+        log_total, means, squares = carry
+        s, z = numbered
+        log_prob, new, at_nonzero = of_sample(z)
+        off = tuple(map(jnp.subtract, new, means))
+        means = tuple(
+            mean + one / (s + 1) for mean, one in zip(means, off, strict=True)
+        )
+        added = (one**2 * (s / (s + 1)) for one in off[2:])
+        squares = tuple(map(jnp.add, squares, added))
+        return (jnp.logaddexp(log_total, log_prob), means, squares), at_nonzero
+
+    shape, *shapes = jax.eval_shape(of_sample, z[0])[:2]
+    means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), *shapes)
+    start = (jnp.full(shape.shape, -jnp.inf, shape.dtype), means, means[2:])
+    numbered = (jnp.arange(n_samples), z)
+    (log_total, means, squares), at_nonzero = jax.lax.scan(one, start, numbered)
+    zero, variance, mean, total = means
+    within, other = (
+        jnp.where(part, variance, 0.0).sum(axis=-1) for part in (hidden, ~hidden)
     )
     # Var = E Var(x | z) + Var E(x | z)
-    variance += jnp.maximum(square - mean**2, 0.0)
-    within, other = (
-        jnp.where(part, sums[3] / n_samples, 0.0).sum(axis=-1)
-        for part in (hidden, ~hidden)
-    )
+    of_gene, of_total = (square / n_samples for square in squares)
+    variance += of_gene
     shared = other / jnp.maximum(within + other, TINY)
     within *= jnp.where(given_total, shared, 1.0)
-    total_sd = jnp.sqrt(within + jnp.maximum(total_square - total**2, 0.0))
+    total_sd = jnp.sqrt(within + of_total)
     dense = (log_total - jnp.log(n_samples), zero, mean, variance)
     dense = tuple(jnp.where(hidden, part, 0.0) for part in dense)
     observed = jnp.where(hidden, x, 0.0).sum(axis=-1)
@@ -248,7 +256,7 @@ def _below(log_prob, params: dict[str, Array], slot: Array, x: Array) -> Array:
 
     def add(k: Array, total: Array) -> Array:
         p = jnp.exp(log_prob(jnp.full((1, len(x)), k, x.dtype), params))
-        return total + jnp.where(k < x, p.mean(axis=0), 0.0)
+        return total + jnp.where(k < x, p.mean(axis=0), 0.0).astype(x.dtype)
 
     steps = x.max().astype(jnp.int32)
     return jax.lax.fori_loop(0, steps, add, jnp.zeros_like(x))

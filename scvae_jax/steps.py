@@ -166,7 +166,7 @@ def default_optimizer(
     weight_decay: float | Array = 1e-4,
     free_rate: float | Array = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW on a cosine schedule; weight decay on weight matrices alone.
+    """AdamW on a cosine schedule; weight decay on kernels of layers alone.
 
     Args:
         n_steps: over which the rate falls to 1 % of its peak.
@@ -183,7 +183,11 @@ def default_optimizer(
 
     def kernels(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+            lambda path, _: (
+                getattr(path[-1], "key", None) == "kernel"
+                and getattr(path[0], "key", None) != "free"
+            ),
+            params,
         )
 
     def at_own_rate(updates: Any, _: Any) -> Any:

@@ -109,6 +109,15 @@ def test_what_does_not_fit_is_no_number():
         assert np.isfinite(batch.counts[0].nonzero[2]).all() == fits
 
 
+def test_a_gene_beyond_the_last_is_no_number():
+    """Of it counts would be dropped in silence."""
+    x = scipy.sparse.csr_matrix(np.eye(3, 5, 2, dtype=np.float32))
+    cells, index = put(x), np.arange(3)
+    for n_genes, fits in ((5, True), (6, True), (4, False)):
+        batch = batches.cut(cells, index, np.ones(3), n_genes, batches.n_slots(48))
+        assert np.isfinite(batch.counts[0].x).all() == fits
+
+
 def test_cells_without_any_counts():
     x = scipy.sparse.csr_matrix((10, 5), dtype=np.float32)
     cells = put(x)

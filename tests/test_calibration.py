@@ -537,6 +537,54 @@ def test_totals_of_cells_whose_total_is_given(truth, fitted):
     )
 
 
+def test_spread_of_large_totals(monkeypatch):
+    """Of which the squares, of 1e11 and more, would not tell the spread in float32."""
+    random = np.random.default_rng(0)
+    n_genes, n_samples, total = 60, 100, 5e5
+    share = random.dirichlet(np.full(n_genes, 30.0))
+    # a decoder that shares out the total, and lets it vary by a little
+    log_mean = jnp.asarray(np.log(share * total), jnp.float32)
+    likelihood = sv.likelihoods.poisson(mean="free")
+    modality = sv.Modality("rna", n_genes, likelihood)
+    model = sv.vae([modality], n_latent=1, hidden_sizes=())
+    spread = 1e-3
+
+    def decode(params, z, batch, key=None):
+        return ({"log_mean": log_mean[None] + spread * z},)
+
+    model = model._replace(decode=decode)
+    params = model.init(jax.random.key(0))
+    x = scipy.sparse.csr_matrix(random.poisson(share * total, (5, n_genes)) * 1.0)
+    cells = batches.to_device(x, np.full(5, total), np.zeros((5, 1), int))
+    (index, weight), n_slots = batches.in_order(cells, 5)
+    position = (index[0], weight[0])
+    key = jax.random.key(1)
+    found = prediction.predict(
+        model, params, cells, position, n_slots, n_samples=n_samples, key=key
+    )
+    batch = batches.cut(cells, *position, n_genes, n_slots)
+    hidden = hidden_in(key, False, (5, n_genes))
+    seen = prediction.hide(batch, jnp.asarray(hidden), likelihood)
+    posterior = model.encode(params, seen)
+    key_z = jax.random.fold_in(jax.random.split(key)[1], 0)
+    z = np.asarray(posterior.sample(seed=key_z, sample_shape=(n_samples,)), float)
+    mean = np.exp(np.asarray(log_mean, float) + spread * z)
+    totals = np.where(hidden, mean, 0.0).sum(axis=2)
+    expected = totals.mean(axis=0) + totals.var(axis=0)
+    np.testing.assert_allclose(found.total[:, 2] ** 2, expected, rtol=2e-3)
+    variance = mean.mean(axis=0) + mean.var(axis=0)
+    np.testing.assert_allclose(found.variance[hidden], variance[hidden], rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_where_jax_has_64_bits(small):
+    with jax.enable_x64(True):
+        config = sv.ModelConfig(n_latent=2, hidden_sizes=(8,))
+        fitted = sv.fit(small, config, sv.TrainConfig(epochs=1), progress=False)
+        found = sv.calibrate(small.copy(), fitted, n_samples=2)["negative_binomial"]
+    assert np.isfinite(found.summary["log_score"])
+
+
 def test_adjusted_p_values_by_hand():
     """q of the k-th smallest of m p-values: the least of m p_j / j over j >= k."""
     random = np.random.default_rng(3)

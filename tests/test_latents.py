@@ -107,6 +107,27 @@ def test_density_and_divergence_of_components_in_value_and_gradient(
         )
 
 
+@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize(("dtype", "x64"), [("bfloat16", False), ("float32", True)])
+def test_gradients_of_mixtures_have_the_types_of_their_inputs(dtype, x64, draws):
+    """Beside which the default float of jax is wider."""
+    with jax.enable_x64(x64):
+        mean = jnp.ones((2, N_LATENT), dtype)
+        log_scale = jnp.zeros((1, 1), dtype)
+        z = jnp.full((N_CELLS, draws, N_LATENT), 2.0, dtype)
+
+        def total(mean, log_scale, z):
+            prior = latents.components(mean, log_scale)
+            q = latents.diagonal_normal(z, 0.0 * z)
+            return (latents.log_density(prior, z) - latents.divergence(q, prior)).sum()
+
+        value, slopes = jax.value_and_grad(total, argnums=(0, 1, 2))(mean, log_scale, z)
+        found = {value.dtype.name, *(slope.dtype.name for slope in slopes)}
+        assert found == {dtype}
+        # d/dm [log N(z; m, 1) - (z - m)^2 / 2] = 2 (z - m), of each cell
+        np.testing.assert_allclose(slopes[0].astype(float), 2.0 * N_CELLS)
+
+
 def test_samples_of_a_full_covariance_keep_its_correlations():
     correlation = jnp.array([[[0.0, 0.0], [5.0, 0.0]]])
     prior = latents.components(jnp.zeros((1, 2)), jnp.zeros((1, 2)), correlation)

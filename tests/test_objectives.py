@@ -146,6 +146,28 @@ def some_terms(n_samples):
     )
 
 
+@pytest.mark.parametrize("clusters", [False, True])
+def test_terms_of_one_sample_need_an_axis(clusters):
+    """Cells would be taken for samples."""
+    terms = some_terms(1)
+    if clusters:
+        names = ("log_px", "log_pz", "log_qz", "kl_z")
+        wider = {name: getattr(terms, name)[..., None] for name in names}
+        terms = terms._replace(**wider, log_py=np.zeros((1, 4, 1)))
+    whole = objectives.elbo_parts(terms).elbo
+    assert whole.shape == (4,)
+    one = jax.tree.map(lambda leaf: leaf[0], terms)
+    for function in (
+        objectives.elbo_parts,
+        objectives.importance_weighted_bound,
+        lambda terms: objectives.elbo().loss(terms, 1.0),
+    ):
+        with pytest.raises(ValueError, match="expected an axis of samples before"):
+            function(one)
+    again = jax.tree.map(lambda leaf: leaf[None], one)
+    np.testing.assert_array_equal(objectives.elbo_parts(again).elbo, whole)
+
+
 def test_kl_weight_and_free_nats():
     terms = some_terms(1)
     nll = -terms.log_px[0]

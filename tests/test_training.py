@@ -288,6 +288,21 @@ def test_a_pass_over_sparse_cells_is_exported_for_a_gpu(small, kind, monkeypatch
     assert np.isfinite(run(*arguments)[1]["loss"])
 
 
+def test_weights_of_layers_decay_and_nothing_else():
+    """Whatever a likelihood of one's own calls what is learned beside them."""
+    params = {
+        "encoder": {"hidden_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}},
+        "prior": {"mean": jnp.ones((2, 2))},
+        "free": {"rna": {"kernel": jnp.ones(3), "log_dispersion": jnp.ones(3)}},
+    }
+    optimizer = steps.default_optimizer(10, learning_rate=0.1, weight_decay=0.5)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    decayed = jax.tree_util.tree_leaves_with_path(updates)
+    names = [jax.tree_util.keystr(path) for path, leaf in decayed if np.any(leaf)]
+    assert names == ["['encoder']['hidden_0']['kernel']"]
+
+
 def test_early_stopping_stops_and_returns_the_best(small):
     # a rate so high that the bound soon gets worse
     given = {"learning_rate": 0.3, "weight_decay": 0.0, "kl_warmup": 0.0}
