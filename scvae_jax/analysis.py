@@ -22,7 +22,7 @@ from scvae_jax.evaluation import cell_bounds, prepare_as, split_of
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.placing import cluster_codes
-from scvae_jax.selection import cells_to_device
+from scvae_jax.selection import cells_to_device, total_counts
 
 Array = jax.Array
 
@@ -91,7 +91,9 @@ def apply(
     check_count("batch_size", batch_size, 1, 2**31 - 1)
     check_field("key_added", key_added)
     data = prepare_as(adata, fitted, missing_genes, layer)
-    split = split_of(adata, fitted)
+    # elsewhere, or of fewer genes, counts may well be others
+    same = layer is None and missing_genes == "error"
+    split = split_of(adata, fitted, total_counts(data) if same else None)
     cells = cells_to_device(data, slice(None))
     figures = cell_bounds(
         fitted.model,

@@ -1,5 +1,6 @@
 """AnnData objects and .h5ad files: read, looked at, written. No jax."""
 
+import copy
 import errno
 import warnings
 from pathlib import Path
@@ -47,6 +48,12 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
             "read, close it there"
         ) from None
     except OSError as error:
+        if "unable to lock" in str(error):
+            raise InputError(
+                f"found {path} on a file system without locks ({one_line(error)}), "
+                "expected one that has them, set HDF5_USE_FILE_LOCKING=FALSE or copy "
+                "it elsewhere"
+            ) from None
         raise InputError(
             f"found a damaged or truncated HDF5 file at {path} ({one_line(error)}), "
             "expected a whole .h5ad file, copy or download it again"
@@ -178,7 +185,19 @@ def main_matrix(adata: anndata.AnnData) -> Any:
 
 def in_memory(adata: anndata.AnnData) -> anndata.AnnData:
     """A copy in memory that shares nothing with the cells, be they in a file or not."""
-    return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
+    if not adata.isbacked:
+        return adata.copy()
+    if main_matrix(adata) is not None:
+        return adata.to_memory(copy=True)
+    # which reads X of a file that has none
+    tables = {name: getattr(adata, name).copy() for name in ("obs", "var")}
+    mappings = {
+        name: {key: value.copy() for key, value in getattr(adata, name).items()}
+        for name in ("obsm", "varm", "obsp", "varp")
+    }
+    layers = {name: adata.layers[name].copy() for name in layer_names(adata)}
+    uns = copy.deepcopy(dict(adata.uns))
+    return anndata.AnnData(**tables, **mappings, layers=layers, uns=uns)
 
 
 def make_actual(adata: anndata.AnnData) -> anndata.AnnData:

@@ -27,7 +27,7 @@ from scvae_jax.counts import n_fractional
 from scvae_jax.evaluation import part_of, prepare_as, split_of
 from scvae_jax.prediction import Predicted, predict
 from scvae_jax.preferences import preferences
-from scvae_jax.selection import cells_to_device
+from scvae_jax.selection import cells_to_device, total_counts
 
 # bins of the histograms of the probability integral transform
 N_BINS = 20
@@ -157,7 +157,8 @@ def calibrate(
             "found fractional counts, expected whole ones, as only they have a "
             "distribution function, round them (fractional='round') and fit again"
         )
-    chosen, where = part_of(split_of(adata, first), split)
+    totals = total_counts(data) if layer is None else None
+    chosen, where = part_of(split_of(adata, first, totals), split)
     x = data.x[where]
     n_above = int((x.data > prediction.LARGEST).sum())
     if n_above:
@@ -222,6 +223,13 @@ def _fits_of(
             "or sv.load returned"
         )
     first_name, first = next(iter(fitted.items()))
+
+    def split(model: Fitted) -> np.ndarray:
+        with warnings.catch_warnings():
+            # what there is to warn of is said when counts are at hand
+            warnings.simplefilter("ignore", InputWarning)
+            return split_of(adata, model)
+
     for name, model in fitted.items():
         if model.likelihood.support == "real":
             raise InputError(
@@ -232,7 +240,7 @@ def _fits_of(
             "data options": model.data_config == first.data_config,
             "genes": np.array_equal(model.genes, first.genes),
             "batches": model.batches == first.batches,
-            "split": np.array_equal(split_of(adata, model), split_of(adata, first)),
+            "split": np.array_equal(split(model), split(first)),
             # whether the total of a cell is given or explained: scores differ for it
             "reading of a cell's depth (library means do, free ones and bernoulli do "
             "not)": _reads_depth(model) == _reads_depth(first),

@@ -56,6 +56,8 @@ class Fitted:
         batches: the known batches, none without a batch key.
         cells: [n] names of the cells that were fitted or held out.
         split: [n] train, validation or test.
+        totals: [n] of the counts that were used, by which cells of the same name are
+            told from them; None: not known.
         history: for each epoch a dict of figures, bounds in nats per cell.
         summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like;
             own_optimizer and own_kl_weight are true where they were passed as values.
@@ -79,6 +81,7 @@ class Fitted:
     versions: dict[str, str]
     alternatives: tuple["Fitted", ...] = ()
     own_likelihood: bool = False
+    totals: np.ndarray | None = None
 
     def __repr__(self) -> str:
         parts = zip(*np.unique(self.split, return_counts=True), strict=True)
@@ -137,6 +140,8 @@ class Fitted:
         _write_json(folder / "genes.json", self.genes.tolist(), indent=0)
         _write_json(folder / "history.json", self.history, indent=0)
         cells = pd.DataFrame({"cell": self.cells, "split": self.split})
+        if self.totals is not None:
+            cells["total"] = self.totals
         # in quotes, as a name may have an end of line in it
         cells.to_csv(folder / "cells.csv", index=False, quoting=csv.QUOTE_ALL)
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -336,6 +341,7 @@ def load(path: str | Path, *, likelihood: Likelihood | None = None) -> Fitted:
             if folder.startswith("alternatives/")
         ),
         own_likelihood=own_likelihood,
+        totals=cells["total"].to_numpy(np.float64) if "total" in cells else None,
     )
 
 

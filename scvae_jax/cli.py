@@ -67,6 +67,9 @@ SplitKey = Annotated[
 TestFraction = Annotated[
     float, typer.Option(help="Share of cells set aside, without a split key.")
 ]
+Fractional = Annotated[
+    str, typer.Option(help="Fractional counts: error, round or allow.")
+]
 
 
 def main() -> None:
@@ -105,9 +108,7 @@ def train(
     genes: Genes = None,
     split_key: SplitKey = None,
     test_fraction: TestFraction = TRAIN.test_fraction,
-    fractional: Annotated[
-        str, typer.Option(help="Fractional counts: error, round or allow.")
-    ] = "error",
+    fractional: Fractional = "error",
     seed: Seed = TRAIN.seed,
     seeds: Annotated[
         int,
@@ -262,6 +263,7 @@ def compare(
     genes: Genes = None,
     split_key: SplitKey = None,
     test_fraction: TestFraction = TRAIN.test_fraction,
+    fractional: Fractional = "error",
     reference: Annotated[
         str | None,
         typer.Option(help="LIKELIHOOD/MODEL to compare with; default: the best."),
@@ -306,6 +308,7 @@ def compare(
         batch_key=batch_key,
         genes=genes,
         split_key=split_key,
+        fractional=fractional,
         score_key=score_key,
         n_samples=samples,
         reference=reference,
@@ -371,7 +374,8 @@ def demo(
         "epochs": fitted.summary["epochs"],
         "run": str(run),
         "annotated": str(file),
-        "picture": f"{picture} (UMAP)",
+        "picture": str(picture),
+        "layout": "UMAP",
     }
     printing.figures(figures, as_json)
 
@@ -397,7 +401,7 @@ def _mixture(model: str, clusters: int | None, posterior: str | None) -> dict[st
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        return tuple(map(int, _between_commas(text)))
+        return tuple(map(int, text.split(",")))
     except ValueError:
         raise InputError(
             f"found hidden sizes {text!r}, expected whole numbers between commas, "

@@ -58,6 +58,7 @@ def compare(
     batch_key: str | None = None,
     genes: str | None = None,
     split_key: str | None = None,
+    fractional: str = "error",
     score_key: str | None = None,
     n_samples: int = 100,
     reference: str | None = None,
@@ -92,6 +93,7 @@ def compare(
         batch_key: obs column with the batch of a cell.
         genes: boolean var column of the genes to use; None for all.
         split_key: obs column with train, validation and test; None: drawn by seed.
+        fractional: what to do with fractional counts: "error", "round" or "allow".
         score_key: obs column with labels, to score clusters by; only scores.
         n_samples: decodes of each cell: importance samples, a K-th of them where each
             takes K decodes (a gmvae with posterior="conditional").
@@ -163,7 +165,7 @@ def compare(
     plots.expect_matplotlib()
     if ("gmvae" in models and seeds > 1) or score_key is not None:
         expect_scikit_learn()
-    data_config = DataConfig(layer, batch_key, None, genes, split_key)
+    data_config = DataConfig(layer, batch_key, None, genes, split_key, fractional)
     sources = adata if isinstance(adata, Mapping) else {"data": adata}
     parts = parts_of(sources, data_config, train_config, splits, score_key, entries)
     settings = settings_of(parts, config or ModelConfig(), train_config, data_config)

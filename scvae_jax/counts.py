@@ -165,7 +165,14 @@ def _gene_columns(
     if config.genes is None:
         return np.arange(len(names))
     mask = column_of(adata, config.genes, "genes", "var")
-    if not (pd.api.types.is_bool_dtype(mask.dtype) and not mask.isna().any()):
+    is_boolean, n_missing = pd.api.types.is_bool_dtype(mask.dtype), mask.isna().sum()
+    if is_boolean and n_missing:
+        raise InputError(
+            f"found {n_missing} genes without a value in var column {config.genes!r}, "
+            "expected true or false for every gene, fill them "
+            "(adata.var[...].fillna(False))"
+        )
+    if not is_boolean:
         raise InputError(
             f"found var column {config.genes!r} of type {mask.dtype}, expected "
             "true or false for every gene, compare it (adata.var[...] == 1, or of text "
@@ -272,7 +279,7 @@ def _validated(
                 + (
                     likely
                     or "; or fit with fractional='round' or 'allow' (train "
-                    "--fractional round|allow)"
+                    "or compare --fractional round|allow)"
                 )
             )
         rounded = config.fractional == "round"
@@ -283,7 +290,7 @@ def _validated(
             raise InputError(
                 f"found fractional values in {where} ({share:.1%} of the non-zero "
                 "entries), expected integers for a categorised likelihood, fit with "
-                "fractional='round' (train --fractional round)"
+                "fractional='round' (train or compare --fractional round)"
             )
         # once normalised, what was allowed for counts passes for counts
         warnings.warn(

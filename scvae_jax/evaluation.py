@@ -22,7 +22,7 @@ from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.objectives import Parts, elbo_parts, importance_weighted_bound
 from scvae_jax.scores import expect_labels, expect_scikit_learn, kmeans, label_scores
-from scvae_jax.selection import cells_to_device
+from scvae_jax.selection import cells_to_device, total_counts
 
 Array = jax.Array
 
@@ -136,12 +136,16 @@ def _cell_bounds(
     return jax.lax.scan(of_batch, 0, positions)[1]
 
 
-def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
+def split_of(
+    adata: anndata.AnnData, fitted: Fitted, totals: np.ndarray | None = None
+) -> np.ndarray:
     """Which part of the split each cell belongs to.
 
     Args:
         adata: the cells.
         fitted: the model, which knows the cells that it was fitted with by name.
+        totals: [n] of the counts that the fit would use, to warn of other cells of the
+            same name; None: they are not to be compared.
 
     Returns:
         [n] train, validation, test, or new for cells that it has not seen; of those
@@ -153,8 +157,10 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
     names = np.asarray(adata.obs_names, dtype=str)
     known = dict(zip(fitted.cells.tolist(), fitted.split.tolist(), strict=True))
     n_known = sum(name in known for name in names.tolist())
+    if totals is not None and fitted.totals is not None:
+        _warn_of_namesakes(names, totals, fitted)
     # as anndata names them by default, some of them left out perhaps
-    if n_known and all(name.isdecimal() for name in names.tolist()):
+    elif n_known and all(name.isdecimal() for name in names.tolist()):
         warnings.warn(
             f"cells are named by numbers, and by that alone {n_known} of them are "
             "taken for cells of the fit: if they are not, set adata.obs_names",
@@ -180,6 +186,22 @@ def split_of(adata: anndata.AnnData, fitted: Fitted) -> np.ndarray:
         )
     found = [known.get(name, part) for name, part in zip(names, said, strict=True)]
     return np.array(found, dtype=str)
+
+
+def _warn_of_namesakes(names: np.ndarray, totals: np.ndarray, fitted: Fitted) -> None:
+    """Say how many cells have the name of a cell of the fit and another total."""
+    expected = dict(zip(fitted.cells.tolist(), fitted.totals.tolist(), strict=True))
+    there = np.array([expected.get(name, np.nan) for name in names.tolist()])
+    known = ~np.isnan(there)
+    odd = int((~np.isclose(totals[known], there[known], rtol=1e-5)).sum())
+    if odd:
+        warnings.warn(
+            f"{odd} of {known.sum()} cells that have the name of a cell of the fit "
+            "have other counts than it had: if they are other cells, set "
+            "adata.obs_names",
+            InputWarning,
+            stacklevel=4,
+        )
 
 
 def prepare_as(
@@ -265,9 +287,9 @@ def evaluate(
         1 % of the cells (kl_y and it are 0 without clusters); and, of a named
         likelihood, conditions_on_total. Of a mixture also n_clusters and
         effective_clusters, exp of the entropy of the mean q(y|x). With a score key: ari
-        and nmi, of a mixture's own clusters, or of
-        k-means on the latents with as many clusters as labels (`oracle_k` is true
-        then), n_labels, and n_scored of the cells, those with a label.
+        and nmi, of a mixture's own clusters, or of k-means on the latents with as many
+        clusters as labels (`oracle_k` is true then), n_labels, and n_scored of the
+        cells, those with a label.
 
     Raises:
         InputError: for data that cannot be used, or a part of the split without cells.
@@ -277,7 +299,10 @@ def evaluate(
     check_count("batch_size", batch_size, 1, 2**31 - 1)
     data = prepare_as(adata, fitted, missing_genes, layer)
     labels = None if score_key is None else column_of(adata, score_key, "scores")
-    chosen, where = part_of(split_of(adata, fitted), split)
+    # elsewhere, or of fewer genes, counts may well be others
+    same = layer is None and missing_genes == "error"
+    totals = total_counts(data) if same else None
+    chosen, where = part_of(split_of(adata, fitted, totals), split)
     if labels is not None:
         labels = labels[where]
         known = labels.notna().to_numpy()

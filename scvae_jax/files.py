@@ -26,8 +26,9 @@ def expect_writable(path: Path) -> None:
     Raises:
         InputError: if the folder that is there is none, or may not be written to.
     """
-    # the root has no folder above it
-    above = next((p for p in path.absolute().parents if p.exists()), path)
+    # the root has no folder above it; a link may lead nowhere
+    parents = path.absolute().parents
+    above = next((p for p in parents if p.is_symlink() or p.exists()), path)
     expect(
         above.is_dir() and os.access(above, os.W_OK),
         f"that {above} is not a folder that can be written to",

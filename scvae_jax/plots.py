@@ -28,7 +28,7 @@ def latent_space(
         path: of the PNG file to write.
         basis: obsm field with the latent coordinates.
         colors: obs columns to colour by: categories or numbers; cells without a
-            category are grey, and beyond 24 categories there is no legend.
+            category are grey, and beyond 20 categories there is no legend.
         method: "umap" or "pca".
         seed: of the layout.
 

@@ -7,6 +7,7 @@ the real addresses, which can change, have not been tried from there.
 """
 
 import contextlib
+import errno
 import http.client
 import os
 import sys
@@ -205,11 +206,17 @@ def _complete(url: str, part: Path, tag: Path, signature: bytes) -> None:
     try:
         total = _continue(url, part, tag)
     except (OSError, http.client.HTTPException) as error:
-        reason = one_line(error)
-        raise InputError(
-            f"found that {url} cannot be fetched ({reason}), expected the file, "
-            "check the connection and call again, or put the file into "
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        advice = (
+            "free some or choose another folder (folder=)"
+            if full
+            else "check the connection and call again, or put the file into "
             f"{part.parent}"
+        )
+        what = f"room for it in {part.parent}" if full else "the file"
+        raise InputError(
+            f"found that {url} cannot be fetched ({one_line(error)}), expected {what}, "
+            f"{advice}"
         ) from None
     size = part.stat().st_size
     if size < total:

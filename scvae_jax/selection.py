@@ -146,6 +146,18 @@ def mean_profile(
     return (where.astype(np.float64) @ x / n).astype(np.float32), n
 
 
+def total_counts(data: CountData) -> np.ndarray:
+    """Totals of the genes in use.
+
+    Args:
+        data: validated cells.
+
+    Returns:
+        [n] counts.
+    """
+    return np.asarray(data.x.sum(axis=1, dtype=np.float64)).ravel()
+
+
 def size_factor_scale(data: CountData, where: np.ndarray) -> float:
     """By what to multiply given depths, so that cells have in the mean their totals.
 

@@ -44,6 +44,7 @@ from scvae_jax.selection import (
     mean_profile,
     size_factor_scale,
     split_cells,
+    total_counts,
     warn_of_cells,
 )
 
@@ -228,6 +229,7 @@ def fit_many(
         optimizer=optimizer,
         kl_weight=kl_weight,
     )
+    totals = total_counts(data)
     # what the device has is not kept twice while it trains
     data = data._replace(x=None, depth=None)
     results = phases.run(plan, progress=progress)
@@ -265,6 +267,7 @@ def fit_many(
             summary=result.summary | shared,
             versions=checkpoints.versions(),
             own_likelihood=own_likelihood,
+            totals=totals,
         )
         for (model_config, fit_config), result in zip(configs, results, strict=True)
     ]

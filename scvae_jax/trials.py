@@ -124,6 +124,7 @@ def fit_seeds(
                 batch_key=data_config.batch_key,
                 genes=data_config.genes,
                 split_key=data_config.split_key,
+                fractional=data_config.fractional,
                 progress=progress,
             )
         except FloatingPointError:

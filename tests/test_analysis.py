@@ -315,6 +315,23 @@ def test_backed_files_that_have_to_be_copied(cells, fitted, quick, tmp_path, how
         backed.file.close()
 
 
+@pytest.mark.parametrize("how", ["copy", "view"])
+def test_backed_files_without_x(cells, fitted, quick, tmp_path, how):
+    cells = cells.copy()
+    cells.layers["counts"], cells.X = cells.X, None
+    cells.uns["kept"] = {"of": "the user"}
+    backed = backed_file(cells, tmp_path)
+    try:
+        given = backed[:10] if how == "view" else backed
+        result = sv.apply(given, fitted, layer="counts", copy=how == "copy")
+        written = given if result is None else result
+        assert "X_scvae" in written.obsm and written.uns["kept"] == cells.uns["kept"]
+        expected = cells.layers["counts"][: len(given)]
+        assert (written.layers["counts"] != expected).nnz == 0
+    finally:
+        backed.file.close()
+
+
 # Genes
 
 

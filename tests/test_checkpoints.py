@@ -329,6 +329,12 @@ def test_a_save_that_fails_between_two_moves_puts_the_old_run_back(
     assert content(tmp_path) == before
 
 
+def test_a_link_that_leads_nowhere_is_found_before_any_work(tmp_path):
+    (tmp_path / "scratch").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(InputError, match="scratch is not a folder that can be written"):
+        checkpoints.check_free(tmp_path / "scratch" / "run", overwrite=False)
+
+
 def test_an_interruption_after_both_moves_keeps_the_new_run(
     fitted, copied, tmp_path, monkeypatch
 ):

@@ -374,6 +374,7 @@ def assert_demo(done, folder, n_obs):
     adata = anndata.read_h5ad(folder / "annotated.h5ad")
     assert adata.obsm["X_scvae"].shape[0] == n_obs
     assert {"bulk_labels", "scvae_cluster", "scvae_elbo"} <= set(adata.obs)
+    assert Path(figures["picture"]).samefile(folder / "latent.png")
     assert (folder / "latent.png").read_bytes().startswith(b"\x89PNG")
     assert sv.load(folder / "run").summary["epochs"] == figures["epochs"] == 2
     return figures
@@ -406,7 +407,7 @@ def test_demo(command, tmp_path):
     done = command("demo", "--epochs", 2, "--json")
     figures = assert_demo(done, tmp_path / "scvae_demo", 700)
     assert figures["n_scored"] == 700
-    assert "UMAP" in figures["picture"]
+    assert figures["layout"] == "UMAP"
 
 
 # Help, and wrong use
@@ -615,6 +616,8 @@ TRAIN = [
     ("train cells --hidden-sizes 0", "found hidden_sizes=0"),
     ("train cells --hidden-sizes 128;128", "found hidden sizes '128;128', expected"),
     ("train cells --hidden-sizes 12.5", "found hidden sizes '12.5'"),
+    ("train cells --hidden-sizes=", "found hidden sizes '', expected"),
+    ("train cells --hidden-sizes 128,,64", "found hidden sizes '128,,64', expected"),
     ("train cells --hidden-sizes big", "found hidden sizes 'big'"),
     ("train cells --epochs 0", "found epochs=0"),
     ("train cells --batch-size 0", "found batch_size=0"),

@@ -479,6 +479,24 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+def test_fractional_counts(quick, compare, cells, monkeypatch):
+    adata = cells.copy()
+    del adata.layers["binary"]
+    adata.X = adata.X * 0.75
+    asked, fit_many = [], trials.fit_many
+
+    def noted(adata, config, *rest, fractional, **options):
+        asked.append(fractional)
+        return fit_many(adata, config, *rest, **options)
+
+    monkeypatch.setattr(trials, "fit_many", noted)
+    with pytest.raises(InputError, match=r"fractional='round' or 'allow' \(train or"):
+        compare(adata)
+    with pytest.warns(InputWarning, match="are fractional and are rounded"):
+        compare(adata, fractional="round")
+    assert set(asked) == {"round"}
+
+
 def test_fits_of_another_recipe_are_refused(quick, compare, monkeypatch):
     compare()
     other = RECIPES | {"vae": RECIPES["vae"] | {"thinning": 0.25}}

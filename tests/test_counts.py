@@ -571,7 +571,8 @@ def test_column_of():
             "found var column 'text' of type (object|str), expected true or false",
         ),
         ("share", r"compare it \(adata.var\[...\] == 1, or of text adata.var"),
-        ("missing", "found var column 'missing' of type boolean, expected true or"),
+        ("missing", "found 3 genes without a value in var column 'missing', expected"),
+        ("missing", r"fill them \(adata.var\[...\].fillna\(False\)\)"),
         ("none", "found no gene marked in var column 'none', expected at least one"),
     ],
 )
@@ -705,7 +706,8 @@ def test_fractional_values_name_their_share():
         InputError,
         match=rf"found fractional values in X \({share:.1%} of the non-zero entries\), "
         "expected counts, pass raw counts: normalised data was probably given; or "
-        r"fit with fractional='round' or 'allow' \(train --fractional round\|allow\)$",
+        r"fit with fractional='round' or 'allow' \(train or compare --fractional "
+        r"round\|allow\)$",
     ):
         prepare(make(counts), DataConfig())
 
@@ -786,7 +788,8 @@ def test_fractional_values_do_not_suit_a_categorised_likelihood():
     with pytest.raises(
         InputError,
         match=r"found fractional values in X \(.*%.*\), expected integers for a categor"
-        r"ised likelihood, fit with fractional='round' \(train --fractional round\)",
+        r"ised likelihood, fit with fractional='round' \(train or compare "
+        r"--fractional round\)",
     ):
         prepare(adata, DataConfig(fractional="allow"), support="integers")
     with pytest.warns(InputWarning, match="are fractional and are rounded"):
@@ -922,6 +925,7 @@ def test_a_file_with_layers_alone_is_read(tmp_path):
     ("error", "expected", "message"),
     [
         (BlockingIOError(11, "unable to lock file"), InputError, "locked by another"),
+        (OSError(37, "unable to lock file"), InputError, "HDF5_USE_FILE_LOCKING=FALSE"),
         # of the machine, not of the file
         (MemoryError(), MemoryError, None),
     ],

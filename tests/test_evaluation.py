@@ -1,6 +1,7 @@
 """Held-out bounds, parts of the split, scores."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,31 @@ def test_names_that_are_numbers_tell_little(fitted, small):
         with pytest.warns(InputWarning, match=f"by that alone {n} of them are taken"):
             split = evaluation.split_of(adata[:n], numbered)
         np.testing.assert_array_equal(split, fitted.split[:n])
+
+
+def test_other_cells_of_the_same_names_are_told(fitted, small, tmp_path):
+    fitted.save(tmp_path / "run")
+    loaded = sv.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.totals, small.X.sum(axis=1).A1)
+    numbered = dataclasses.replace(loaded, cells=np.arange(120).astype(str))
+    other = small.copy()
+    other.X = small.X.copy()
+    other.X[:7] *= 2
+    said = "^7 of 120 cells that have the name of a cell of the fit have other counts"
+    for model, names in ((loaded, small.obs_names), (numbered, numbered.cells)):
+        adata = small.copy()
+        adata.obs_names = other.obs_names = names
+        # by their counts they are those of the fit, whatever they are called
+        sv.evaluate(adata, model, n_samples=1)
+        sv.apply(adata, model)
+        for function in (sv.apply, sv.calibrate, partial(sv.evaluate, split="all")):
+            with pytest.warns(InputWarning, match=said):
+                function(other.copy(), model)
+    # elsewhere they may be others, as those of fewer genes
+    other.layers["half"] = other.X
+    sv.evaluate(other, loaded, layer="half", n_samples=1)
+    with pytest.warns(InputWarning, match="5 of the model's 40 genes are missing"):
+        sv.evaluate(small[:, 5:].copy(), loaded, missing_genes="zeros")
 
 
 def test_size_factors_are_those_of_the_genes_in_use(small):

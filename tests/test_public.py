@@ -3,6 +3,7 @@
 The real addresses are not tried.
 """
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -146,6 +147,17 @@ def test_a_file_that_changed_starts_anew(server, tmp_path, tags):
     path = public.fetch(f"{server.url}/a.bin", folder=tmp_path)
     assert path.read_bytes() == CONTENT[::-1]
     assert names_in(tmp_path) == ["a.bin"]
+
+
+def test_a_full_disk_is_not_blamed_on_the_connection(server, tmp_path, monkeypatch):
+    server.files["a.bin"] = CONTENT
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(public.os, "truncate", full)
+    with pytest.raises(InputError, match="expected room for it in .* another folder"):
+        public.fetch(f"{server.url}/a.bin", folder=tmp_path)
 
 
 def test_two_processes_do_not_fetch_one_file(server, tmp_path):
