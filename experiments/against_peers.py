@@ -322,8 +322,11 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(make, places))
     result, kept = gathered(arguments.data, arguments.work, arguments.out)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    np.savez_compressed(of_cells(arguments.out), **kept)
+    # the bounds first: what they are of can be made again from them
+    with whole(of_cells(arguments.out)) as part, part.open("wb") as file:
+        np.savez_compressed(file, **kept)
+    with whole(arguments.out) as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(readme_tables.lines_of(readme_tables.against_peers(result))))
 
 

@@ -234,15 +234,16 @@ def main() -> None:
             options = options | {"split_key": "split"}
         row = {"set": name, "n_obs": adata.n_obs, "n_genes": adata.n_vars, "k": k}
         row |= {"options": options, "train": train}
-        # parts that are not asked for stay as they are
-        old = [other for other in common.written(arguments.out) if other["set"] == name]
-        row, made = (old[0] if old else {}) | row, {}
+        made = {}
         if "mixture" in arguments.parts:
             made[kind] = mixture(adata, labels, k, options, train, seeds, **model)
         if "vae" in arguments.parts:
             made["kmeans_vae"] = plain(adata, labels, k, options, train, seeds)
         if "components" in arguments.parts:
             made["kmeans_pca"] = principal_components(adata, labels, k, seeds)
+        # parts that are not asked for stay as they are now
+        old = [other for other in common.written(arguments.out) if other["set"] == name]
+        row = (old[0] if old else {}) | row
         commits = row.get("commit", {}) | dict.fromkeys(made, common.commit())
         row |= made | {"commit": commits}
         print(name, json.dumps(row), flush=True)

@@ -22,6 +22,7 @@ import numpy as np
 import scvae_jax as sv
 from scvae_jax.checkpoints import versions
 from scvae_jax.config import parse_options
+from scvae_jax.files import whole
 
 SETS = {
     "kang_batches": {"batch_key": "batch"},
@@ -90,6 +91,7 @@ VARIANTS = {
         {},
         6000,
     ),
+    # whose free_rate is 1
     "a mixture of 10": ({"model": "gmvae", "n_clusters": 10}, {}, 6000),
 }
 
@@ -104,7 +106,8 @@ def one(
     steps_per_epoch = -(-n_train // config.batch_size)
     epochs = min(round(n_steps / steps_per_epoch), 400)
     family, *written = likelihood.split(":")
-    of_model = {"likelihood_options": parse_options(written)} | of_model
+    written = parse_options(written) | of_model.get("likelihood_options", {})
+    of_model = of_model | {"likelihood_options": written}
     fitted = sv.fit_many(
         adata,
         sv.ModelConfig(likelihood=family, **BASE | of_model),
@@ -141,7 +144,7 @@ def differences(rows: list[dict]) -> list[dict]:
         pairs = [
             found[(variant, likelihood, name), seed] - found[base, seed]
             for seed in SEEDS
-            if (base, seed) in found
+            if {(base, seed), ((variant, likelihood, name), seed)} <= found.keys()
         ]
         if pairs:
             table.append(
@@ -186,6 +189,9 @@ def main() -> None:
         named = {"variant": variant, "likelihood": likelihood, "set": name}
         if any(key(row) == key(named) for row in written()):
             continue
+        of_dispersion = "likelihood_options" in VARIANTS[variant][0]
+        if of_dispersion and not likelihood.startswith("negative_binomial"):
+            continue
         adata = anndata.read_h5ad(arguments.data / f"{name}.h5ad")
         new = one(adata, likelihood, SETS[name], variant)
         # read again: another run may have written rows meanwhile
@@ -195,7 +201,8 @@ def main() -> None:
         print(variant, likelihood, name, bounds, flush=True)
         known = versions() | {"python": platform.python_version()}
         result = {"differences": differences(rows), "rows": rows, "versions": known}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        with whole(arguments.out) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

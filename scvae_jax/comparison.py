@@ -121,7 +121,8 @@ def compare(
         And beside them:
 
         ari, nmi: of a mixture's own clusters, or of k-means on the latents with as many
-            clusters as labels (`oracle_k` is true then), with n_labels and n_scored.
+            clusters as labels (`oracle_k` is true then, and such scores are no match
+            for those of own clusters), with n_labels and n_scored.
         stability: median adjusted Rand index between pairs of seeds, of these clusters.
         seconds: of training, a fit's share of its program; compile_seconds: of the
             program. epochs, best_epoch, skipped_steps, versions, and `note` where a fit

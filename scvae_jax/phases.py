@@ -224,15 +224,17 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         states = first()(keys, plan.profiles)
         compile_seconds += time.perf_counter() - started
         for phase, of_phase in zip(phases, programs, strict=True):
+            started = time.perf_counter()
             if phase.name == "gmvae":
                 states = _place(
                     plan, model, states, fits, phase.before * steps_per_epoch
                 )
-            started = time.perf_counter()
+            placed = time.perf_counter()
+            seconds += placed - started
             best = _first_best(states.params)
             train, look = (program() for program in of_phase)
             compiled = time.perf_counter()
-            compile_seconds += compiled - started
+            compile_seconds += compiled - placed
             for fit in fits:
                 fit.start_phase(phase.before)
             for number in range(phase.before + 1, phase.before + phase.epochs + 1):

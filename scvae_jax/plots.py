@@ -138,6 +138,8 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
     """
     score = "stability" if table["ari"].isna().all() else "ari"
     name = {"ari": "ARI to labels", "stability": "ARI between seeds (median)"}[score]
+    # k-means is given the number of labels, and a mixture's own clusters are not
+    told = "\n(k-means, K of the labels)" if score == "ari" else ""
     table = table[table[score].notna() & table["comparable_bound"].notna()]
     panels = list(table.groupby(["data", "ranked_with"], sort=False))
     figure = _figure(5.0 + _width_of_names(table), 3.8 * len(panels))
@@ -152,14 +154,15 @@ def bounds_and_clusters(table: Any, path: str | Path) -> None:
                 fits[score].astype(float),
                 color=colours[likelihood],
                 marker={"vae": "o"}.get(model, "s"),
-                label=f"{likelihood}, {model}",
+                label=f"{likelihood}, {model}" + told * bool(fits["oracle_k"].iloc[0]),
             )
         axes.set(xlabel="bound on log p(x), nats per cell", ylabel=name)
         lowest = min(0.0, float(rows[score].min()))
         axes.set(ylim=(lowest - 0.05, 1.05))
         axes.set_title(f"{data} ({kind})", parse_math=False)
         axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
-    _save(figure, path)
+    # legends may be wider than what is left for names
+    _save(figure, path, bbox_inches="tight")
 
 
 def _width_of_names(table: Any) -> float:

@@ -8,6 +8,7 @@ FORMATS = {
     "data": "{}",
     "likelihood": "{}",
     "model": "{}",
+    "ranked_with": "{}",
     "rank": "{:.0f}",
     "comparable_bound": "{:.2f}",
     "difference": "{:.2f}",
@@ -15,8 +16,11 @@ FORMATS = {
     "high": "{:.2f}",
     "share_explained": "{:.3f}",
     "ari": "{:.3f}",
+    "oracle_k": "{}",
     "stability": "{:.3f}",
 }
+# shown where rows differ in them, and so do not compare
+KINDS = ("ranked_with", "oracle_k")
 
 
 def figures(found: dict[str, Any], as_json: bool) -> None:
@@ -46,7 +50,9 @@ def ranks(table: Any) -> None:
     Args:
         table: `Comparison.ranks`.
     """
-    shown = [name for name in FORMATS if table[name].notna().any()]
+    shown = [
+        name for name in FORMATS if table[name].nunique() > (1 if name in KINDS else 0)
+    ]
     rows = [[name.replace("_", " ") for name in shown]]
     for row in table[shown].to_dict("records"):
         # None and not a number are what is not equal to itself, or nothing

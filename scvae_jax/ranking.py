@@ -258,6 +258,7 @@ def _entry(rows: Sequence[Row]) -> Row:
         "share_explained": mean("share_explained"),
         "ari": mean("ari"),
         "nmi": mean("nmi"),
+        "oracle_k": good[0]["oracle_k"] if good else None,
         "stability": mean("stability"),
         "seconds": mean("seconds"),
     }

@@ -871,6 +871,22 @@ def test_what_is_long_is_printed_whole(capsys):
     assert words == [["likelihood", "rank"], ["family:" * 30, "1"]]
 
 
+def test_what_does_not_compare_is_told_apart_in_the_printed_table(capsys):
+    rows = [dict.fromkeys(printing.FORMATS) | {"rank": 1.0, "likelihood": "poisson"}]
+    rows += [rows[0] | {"likelihood": "gaussian"}]
+
+    def printed(**columns):
+        table = pd.DataFrame(rows).assign(**columns)
+        printing.ranks(table)
+        return capsys.readouterr().out.splitlines()[0].split()
+
+    assert printed(ranked_with=["counts"] * 2) == ["likelihood", "rank"]
+    apart = printed(ranked_with=["counts", "densities"])
+    assert apart == ["likelihood", "ranked", "with", "rank"]
+    apart = printed(oracle_k=[True, False], ari=[0.9, 0.8])
+    assert apart == ["likelihood", "rank", "ari", "oracle", "k"]
+
+
 def test_a_failed_training_says_what_to_change(command, data, tmp_path, monkeypatch):
     def fit(*arguments, **keywords):
         raise FloatingPointError("found 25 steps, expected none, lower learning_rate")

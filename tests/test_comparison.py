@@ -230,6 +230,8 @@ def test_tables_in_the_folder_are_those_returned(quick, compare):
     assert (row["n_scored"], row["n_labels"], row["oracle_k"]) == (29, 3, True)
     mixture = found.table[found.table["model"] == "gmvae"].iloc[0]
     assert (mixture["n_clusters"], mixture["oracle_k"]) == (3, False)
+    kinds = found.ranks.set_index("model")["oracle_k"]
+    assert kinds["vae"].all() and not kinds["gmvae"].any()
     first = found.ranks.iloc[0]
     assert (first["rank"], first["likelihood"]) == (1, "negative_binomial")
     assert found.ranks["difference"].min() == pytest.approx(-30.0, abs=1e-4)

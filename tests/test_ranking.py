@@ -115,6 +115,7 @@ def fit(likelihood="poisson", seed=0, bound=-100.0, failed=False, **changes):
         "share_explained": None,
         "ari": None,
         "nmi": None,
+        "oracle_k": None,
         "stability": None,
         "seconds": 1.0,
         "versions": "1",
