@@ -151,7 +151,7 @@ def slots(name: str, x: scipy.sparse.csr_matrix, batch_size: int = 128) -> dict:
     order = random.permutation(len(length)).astype(np.int32)
     index, weight = batches.pad_to_batches(order, batch_size)
     fullest = int(np.where(weight > 0, length[index], 0).sum(axis=1).max())
-    n_slots = batches.n_slots(fullest)
+    n_slots = batches.slots_for(fullest)
     n_entries = x.nnz / len(index)
     fullest_cell = int(np.diff(x.indptr).max())
     return {

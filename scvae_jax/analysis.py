@@ -17,7 +17,7 @@ from scvae_jax import batches
 from scvae_jax.annotated import gene_names, in_memory, make_actual
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.checks import InputError, check_count, check_field, listing
+from scvae_jax.checks import InputError, check_field, check_pass, listing
 from scvae_jax.evaluation import cell_bounds, prepare_as, split_of
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
@@ -87,8 +87,7 @@ def apply(
     Raises:
         InputError: for data that cannot be used: genes missing, unknown batches.
     """
-    check_count("seed", seed, 0, 2**32 - 1)
-    check_count("batch_size", batch_size, 1, 2**31 - 1)
+    check_pass(batch_size, seed)
     check_field("key_added", key_added)
     data = prepare_as(adata, fitted, missing_genes, layer)
     # elsewhere, or of fewer genes, counts may well be others
@@ -264,8 +263,7 @@ def denoise(
     Raises:
         InputError: for data that cannot be used, or a batch that is not known.
     """
-    check_count("seed", seed, 0, 2**32 - 1)
-    check_count("batch_size", batch_size, 1, 2**31 - 1)
+    check_pass(batch_size, seed)
     check_field("layer_added", layer_added)
     data = prepare_as(adata, fitted, missing_genes, layer)
     as_batch = None

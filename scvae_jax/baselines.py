@@ -78,7 +78,7 @@ def null_log_prob(
         )
 
     found = of_cells(known, unknown, cells, positions)
-    return np.array(found).reshape(-1)[: int(held_out.sum())]
+    return batches.of_cells(np.array(found), int(held_out.sum()))
 
 
 def _fit(log_prob, known: Any, unknown: Any, cells: CellData, n_genes: int) -> Any:

@@ -8,7 +8,7 @@ and no count is ever dropped.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def to_device(
     )
 
 
-def n_slots(length: int) -> int:
+def slots_for(length: int) -> int:
     """Slots for a batch whose cells have so many: the next multiple of 8 rows."""
     return max(8 * ROW, -(-length // (8 * ROW)) * 8 * ROW)
 
@@ -165,7 +165,7 @@ def cut(
         index: [B] the cells to take.
         weight: [B] 1 for a cell, 0 for padding.
         n_genes: G.
-        n_slots: at least the slots of the batch's cells, from `n_slots`.
+        n_slots: at least the slots of the batch's cells, from `slots_for`.
 
     Returns:
         The batch; if they do not fit, or there are more genes, its counts are NaN.
@@ -322,7 +322,20 @@ def in_order(
     batch_size = min(batch_size, len(length))
     index, weight = pad_to_batches(np.arange(len(length), dtype=np.int32), batch_size)
     fullest = np.where(weight > 0, length[index], 0).sum(axis=1).max()
-    return (index, weight), n_slots(int(fullest))
+    return (index, weight), slots_for(int(fullest))
+
+
+def of_cells(rows: Any, n_obs: int) -> Any:
+    """What was found for the batches of `in_order`, without padding.
+
+    Args:
+        rows: arrays [n_batches, B, ...].
+        n_obs: n.
+
+    Returns:
+        The same, [n, ...].
+    """
+    return jax.tree.map(lambda row: row.reshape(-1, *row.shape[2:])[:n_obs], rows)
 
 
 def pad_to_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,36 +6,35 @@ total of a cell where the mean is that of its library.
 """
 
 import dataclasses
-import itertools
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import anndata
-import jax
 import numpy as np
 import pandas as pd
-import scipy.sparse
 
-from scvae_jax import batches, prediction
+from scvae_jax import prediction
 from scvae_jax.annotated import expect_anndata, gene_names, make_actual
-from scvae_jax.batches import CellData
-from scvae_jax.building import conditions_on_total, reads_depth
+from scvae_jax.building import reads_depth
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.checks import InputError, InputWarning, check_count, check_field, listing
+from scvae_jax.checks import (
+    InputError,
+    InputWarning,
+    check_count,
+    check_field,
+    check_pass,
+    listing,
+)
 from scvae_jax.counts import n_fractional
 from scvae_jax.evaluation import part_of, prepare_as, split_of
-from scvae_jax.prediction import Predicted, predict
+from scvae_jax.measures import measure, summary_of, table_of
 from scvae_jax.preferences import preferences
 from scvae_jax.selection import cells_to_device, total_counts
 
-# bins of the histograms of the probability integral transform
-N_BINS = 20
 # cells in which a gene must be seen to be tested: with fewer the rare large differences
 # are missing from the variance, and a t-test is wrong
 LEAST_SEEN = 20
-# instead of a division by nothing
-TINY = 1e-300
 
 
 class Calibration(NamedTuple):
@@ -139,8 +138,7 @@ def calibrate(
         [2] Benjamini & Hochberg, Controlling the false discovery rate, 1995.
     """
     check_count("n_samples", n_samples, 1)
-    check_count("batch_size", batch_size, 1, 2**31 - 1)
-    check_count("seed", seed, 0, 2**32 - 1)
+    check_pass(batch_size, seed)
     if not 0 < false_discovery_rate < 1:
         raise InputError(
             f"found false_discovery_rate={false_discovery_rate!r}, expected a number "
@@ -170,10 +168,10 @@ def calibrate(
         )
     cells = cells_to_device(data, where)
     options = {"n_samples": n_samples, "batch_size": batch_size, "seed": seed}
-    measured, moments = _measure(fits, cells, x, **options)
+    measured, moments = measure(fits, cells, x, **options)
     result = {}
     for name, found in measured.items():
-        genes, pit = _table(found, x.shape[0], data.genes)
+        genes, pit = table_of(found, x.shape[0], data.genes)
         columns = ["total", "expected_total", "expected_sd"]
         of_cells = pd.DataFrame(found.totals, data.cells[where], columns)
         summary = {
@@ -182,7 +180,7 @@ def calibrate(
             "split": chosen,
             "n_samples": n_samples,
             "n_fits": len(fits[name]),
-            **_summary(genes, pit, of_cells),
+            **summary_of(genes, pit, of_cells),
         }
         result[name] = Calibration(summary, pit, genes, of_cells)
     fields = {}
@@ -265,160 +263,9 @@ def _is_alike(other: Fitted, model: Fitted) -> bool:
     return (other.config, train_config) == (model.config, model.train_config)
 
 
-def _is_given_total(fitted: Fitted) -> bool:
-    named = not fitted.own_likelihood and fitted.data_config.size_factor_key is None
-    return named and conditions_on_total(fitted.config)
-
-
 def _reads_depth(fitted: Fitted) -> bool:
     sizes = {"n_genes": len(fitted.genes), "n_batches": len(fitted.batches)}
     return reads_depth(fitted.likelihood, **sizes)
-
-
-class _Measured(NamedTuple):
-    """Sums over cells, of one model.
-
-    Attributes:
-        sums: [8 + N_BINS, G] from `_sums`, of the first fit.
-        scores: [n_fits, G] sums of log p(x_g | x_seen).
-        totals: [n, 3] as in `Predicted`, of the first fit.
-    """
-
-    sums: np.ndarray
-    scores: np.ndarray
-    totals: np.ndarray
-
-
-def _measure(
-    fits: Mapping[str, tuple[Fitted, ...]],
-    cells: CellData,
-    x: scipy.sparse.csr_matrix,
-    *,
-    n_samples: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[dict[str, _Measured], dict[tuple[str, str], np.ndarray]]:
-    """Predict all cells by all fits, a batch at a time, and sum up.
-
-    Returns:
-        The sums of each model; and of each pair of them [2, G] the sums over cells of
-        the differences in log score, fits averaged, and of their squares.
-    """
-    n_genes = x.shape[1]
-    sums = {name: np.zeros((8 + N_BINS, n_genes)) for name in fits}
-    scores = {name: np.zeros((len(models), n_genes)) for name, models in fits.items()}
-    totals = {name: [] for name in fits}
-    moments = {pair: np.zeros((2, n_genes)) for pair in itertools.combinations(fits, 2)}
-    generator = np.random.default_rng(seed)
-    positions, n_slots = batches.in_order(cells, batch_size)
-    for number, (index, weight) in enumerate(zip(*positions, strict=True)):
-        # the same halves and noise for all models: differences are of pairs
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        real = weight > 0
-        counts = x[index[real]].toarray()
-        uniform = generator.random(counts.shape)
-        mean_score = {name: np.zeros(counts.shape) for name in fits}
-        for name, models in fits.items():
-            for i, fitted in enumerate(models):
-                # fits of one program: one model for all, compiled once
-                found = predict(
-                    models[0].model,
-                    fitted.params,
-                    cells,
-                    (index, weight),
-                    n_slots,
-                    n_samples=n_samples,
-                    key=key,
-                    with_below=i == 0,
-                    given_total=_is_given_total(models[0]),
-                )
-                found = Predicted(*(part[real] for part in found))
-                mean_score[name] += found.log_prob / len(models)
-                scores[name][i] += found.log_prob.sum(axis=0, dtype=np.float64)
-                if i == 0:
-                    sums[name] += _sums(counts, found, uniform)
-                    totals[name].append(found.total)
-        for one, other in moments:
-            difference = mean_score[other] - mean_score[one]
-            moments[one, other] += difference.sum(axis=0), (difference**2).sum(axis=0)
-    measured = {
-        name: _Measured(sums[name], scores[name], np.concatenate(totals[name]))
-        for name in fits
-    }
-    return measured, moments
-
-
-def _sums(x: np.ndarray, found: Predicted, uniform: np.ndarray) -> np.ndarray:
-    """Sums over cells that `_table` needs, and the histogram: [8 + N_BINS, G]."""
-    # u = P(X < x) + v P(X = x), v ~ U(0, 1): uniform where the model is right [1]
-    u = found.below + uniform * np.exp(found.log_prob)
-    weight = np.where(np.isnan(u), 0.0, np.clip(1.0 - found.zero, 0.0, 1.0))
-    parts = (
-        x,
-        x.astype(np.float64) ** 2,
-        x == 0,
-        found.mean,
-        found.mean.astype(np.float64) ** 2,
-        found.variance,
-        found.zero,
-        weight**2,
-    )
-    sums = np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
-    n_genes = x.shape[1]
-    code = np.minimum(np.nan_to_num(u) * N_BINS, N_BINS - 1).astype(np.int64)
-    code = code * n_genes + np.arange(n_genes)[None]
-    pit = np.bincount(code.ravel(), weight.ravel(), N_BINS * n_genes)
-    return np.concatenate([sums, pit.reshape(N_BINS, n_genes)])
-
-
-def _table(
-    found: _Measured, n_cells: int, genes: np.ndarray
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """`Calibration.genes` and its `pit`."""
-    mean, square, zeros, expected, expected_square, within, zero, squares = (
-        found.sums[:-N_BINS] / n_cells
-    )
-    pit = found.sums[-N_BINS:]
-    columns = {
-        "mean": mean,
-        "expected_mean": expected,
-        "variance": np.maximum(square - mean**2, 0.0),
-        # Var x = E Var(x_n) + Var E(x_n) over cells n
-        "expected_variance": within + np.maximum(expected_square - expected**2, 0.0),
-        "zeros": zeros,
-        "expected_zeros": zero,
-        # Kish's: (sum of weights)^2 / sum of their squares
-        "effective_cells": pit.sum(axis=0) ** 2 / np.maximum(squares * n_cells, TINY),
-        "pit_distance": _distance(pit),
-        "log_score": found.scores.mean(axis=0) / n_cells,
-    }
-    pit = pit.sum(axis=1)
-    return pd.DataFrame(columns, index=genes), pit / max(pit.sum(), TINY)
-
-
-def _distance(pit: np.ndarray) -> np.ndarray:
-    """Largest difference of cumulative histograms [N_BINS, ...] from uniform."""
-    total = pit.sum(axis=0)
-    share = np.cumsum(pit, axis=0) / np.maximum(total, TINY)
-    uniform = np.arange(1, N_BINS + 1) / N_BINS
-    difference = np.abs(share.T - uniform).max(axis=-1)
-    return np.where(total > 0, difference, np.nan)
-
-
-def _summary(
-    genes: pd.DataFrame, pit: np.ndarray, cells: pd.DataFrame
-) -> dict[str, float]:
-    seen = genes["mean"] > 0
-    ratio = genes["variance"][seen] / genes["expected_variance"][seen]
-    off = (cells["total"] - cells["expected_total"]).abs()
-    return {
-        "log_score": float(genes["log_score"].sum()),
-        "pit_distance": float(_distance(pit)),
-        "zeros": float(genes["zeros"].mean()),
-        "expected_zeros": float(genes["expected_zeros"].mean()),
-        "variance_ratio": float(ratio.median()),
-        "totals_within_95": float((off <= 1.96 * cells["expected_sd"]).mean()),
-    }
 
 
 def _write(

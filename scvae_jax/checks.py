@@ -79,6 +79,20 @@ def is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
+def check_pass(batch_size: Any, seed: Any) -> None:
+    """Refuse sizes of batches or seeds of a pass over cells that are none.
+
+    Args:
+        batch_size: cells at a time.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: if one is not a whole number, or out of range.
+    """
+    check_count("batch_size", batch_size, 1, 2**31 - 1)
+    check_count("seed", seed, 0, 2**32 - 1)
+
+
 def check_range(name: str, value: Any, high: float) -> None:
     """Refuse what is not a number of at least 0 and below a bound.
 

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import scipy  # its parts are loaded where they are used
 
+from scvae_jax.latents import MAX_DEPARTURE
+
 Array = jax.Array
 Tree = Any
 
@@ -125,7 +127,6 @@ def place(
     mean: np.ndarray,
     variance: np.ndarray,
     seed: int,
-    bound: float,
 ) -> dict[str, Array]:
     """Parameters of a mixture prior from the posteriors of cells.
 
@@ -138,7 +139,6 @@ def place(
         mean: [n, L] of q(z|x).
         variance: [n, L] of q(z|x).
         seed: of the starts.
-        bound: how far, in log, a scale may depart from the one that all share.
 
     Returns:
         The same entries, placed.
@@ -169,12 +169,12 @@ def place(
                 own = np.diag(np.diag(own))
             factors[k] = np.linalg.cholesky(own)
         diagonal = np.diagonal(factors, axis1=1, axis2=2)
-        ratio = (np.log(diagonal) - 0.5 * np.log(shared)) / bound
+        ratio = (np.log(diagonal) - 0.5 * np.log(shared)) / MAX_DEPARTURE
         held = np.clip(ratio, -0.95, 0.95)
         placed["departure"] = np.arctanh(held)
         if "correlation" in prior:
             # a column as far as its diagonal, so that axes keep their direction
-            columns = np.exp(bound * (held - ratio))[:, None, :]
+            columns = np.exp(MAX_DEPARTURE * (held - ratio))[:, None, :]
             placed["correlation"] = np.tril(factors, -1) * columns
     if "logits" in prior:
         placed["logits"] = np.log(start.share)

@@ -169,9 +169,8 @@ def compare(
     data_config = DataConfig(layer, batch_key, None, genes, split_key, fractional)
     sources = adata if isinstance(adata, Mapping) else {"data": adata}
     parts = parts_of(sources, data_config, train_config, splits, score_key, entries)
-    settings = settings_of(parts, config or ModelConfig(), train_config, data_config)
-    if "gmvae" not in models:
-        del settings["gmvae"]
+    config = config or ModelConfig()
+    settings = settings_of(parts, models, config, train_config, data_config)
     settings |= {"score_key": score_key, "n_samples": n_samples}
     folder = Path(out).absolute()
     with alone_in(folder):

@@ -29,17 +29,17 @@ class Counts(Distribution):
         """
         super().__init__()
         self._likelihood = likelihood
-        trailing = {head.name: len(head.shape) for head in likelihood.heads}
+        n_trailing = {n: len(likelihood.trailing.get(n, ())) for n in params}
         shapes = {n: jnp.shape(p) for n, p in params.items()}
-        own = {n: s[: len(s) - trailing.get(n, 0)] for n, s in shapes.items()}
+        own = {n: s[: len(s) - n_trailing[n]] for n, s in shapes.items()}
         batch_shape = jnp.broadcast_shapes(*own.values())
         self._params = {
             n: jnp.broadcast_to(p, batch_shape + shapes[n][len(own[n]) :])
             for n, p in params.items()
         }
         # its rank tells the batch shape, also where `jax.vmap` takes an axis away
-        self._of_rank = min(own, key=lambda n: trailing.get(n, 0))
-        self._n_trailing = trailing.get(self._of_rank, 0)
+        self._of_rank = min(own, key=n_trailing.get)
+        self._n_trailing = n_trailing[self._of_rank]
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -15,13 +15,13 @@ from scvae_jax.annotated import column_of, expect_anndata, gene_names
 from scvae_jax.batches import CellData
 from scvae_jax.building import conditions_on_total
 from scvae_jax.checkpoints import Fitted
-from scvae_jax.checks import InputError, InputWarning, check_count
+from scvae_jax.checks import InputError, InputWarning, check_count, check_pass
 from scvae_jax.clusters import clusters_used, effective_number
 from scvae_jax.counts import SPLITS, CountData, prepare
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.objectives import Parts, elbo_parts, importance_weighted_bound
-from scvae_jax.scores import expect_labels, expect_scikit_learn, kmeans, label_scores
+from scvae_jax.scores import against_labels, expect_labels, expect_scikit_learn
 from scvae_jax.selection import cells_to_device, total_counts
 
 Array = jax.Array
@@ -80,7 +80,7 @@ def cell_bounds(
     rows = _cell_bounds(model, n_samples, n_slots, params, cells, positions, key)
     n_obs = cells.start.shape[0]
     # copies: what jax shares with numpy cannot be written to
-    return CellBounds(*(np.array(r).reshape(-1, *r.shape[2:])[:n_obs] for r in rows))
+    return batches.of_cells(jax.tree.map(np.array, rows), n_obs)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -295,8 +295,7 @@ def evaluate(
         InputError: for data that cannot be used, or a part of the split without cells.
     """
     check_count("n_samples", n_samples, 1)
-    check_count("seed", seed, 0, 2**32 - 1)
-    check_count("batch_size", batch_size, 1, 2**31 - 1)
+    check_pass(batch_size, seed)
     data = prepare_as(adata, fitted, missing_genes, layer)
     labels = None if score_key is None else column_of(adata, score_key, "scores")
     # elsewhere, or of fewer genes, counts may well be others
@@ -307,7 +306,7 @@ def evaluate(
         labels = labels[where]
         known = labels.notna().to_numpy()
         names = labels[known].astype(str).to_numpy()
-        n_labels = len(expect_labels(names, f"in {score_key!r} among the cells"))
+        expect_labels(names, f"in {score_key!r} among the cells")
         expect_scikit_learn()
     figures = cell_bounds(
         fitted.model,
@@ -333,9 +332,7 @@ def evaluate(
         "clusters_used": 0,
     }
     if not fitted.own_likelihood:
-        # a depth that is given is not the total
-        of_total = fitted.data_config.size_factor_key is None
-        result["conditions_on_total"] = of_total and conditions_on_total(fitted.config)
+        result["conditions_on_total"] = is_given_total(fitted)
     n_clusters = fitted.model.n_clusters
     if n_clusters:
         codes = figures.probabilities.argmax(axis=1)
@@ -345,12 +342,24 @@ def evaluate(
             effective_number(figures.probabilities.mean(axis=0))
         )
     if labels is not None:
-        if n_clusters:
-            scored = codes[known]
-        else:
-            scored = kmeans(figures.latent[known], n_labels, seed)
-        result |= label_scores(scored, names, score_key) | {"oracle_k": not n_clusters}
+        own = codes[known] if n_clusters else None
+        latent = figures.latent[known]
+        result |= against_labels(own, latent, names, score_key, seed)[1]
     return result
+
+
+def is_given_total(fitted: Fitted) -> bool:
+    """Whether a model is given the total of a cell, as a library mean is.
+
+    Args:
+        fitted: the model.
+
+    Returns:
+        Whether it is; not where it is given another depth, nor, as far as is known, of
+        a likelihood of one's own.
+    """
+    named = not fitted.own_likelihood and fitted.data_config.size_factor_key is None
+    return named and conditions_on_total(fitted.config)
 
 
 def part_of(split: np.ndarray, wanted: str | None) -> tuple[str, np.ndarray]:

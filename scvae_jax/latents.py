@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+# scales of single components stay within exp(this) of the one they share
+MAX_DEPARTURE = 0.6931471805599453
+
 # Independent normals rather than MultivariateNormalDiag: they leave `jax.jit` whole
 
 

@@ -98,6 +98,11 @@ class Likelihood(NamedTuple):
         """Whether x is a count, so that a cell has a total and may be thinned."""
         return self.support in ("counts", "integers")
 
+    @property
+    def trailing(self) -> dict[str, tuple[int, ...]]:
+        """The trailing shape of each param that has the name of a head."""
+        return {head.name: head.shape for head in self.heads}
+
 
 # --- numerics -------------------------------------------------------------------------
 
@@ -678,7 +683,7 @@ def categorised(base: Likelihood, k_max: int) -> Likelihood:
 
 def _sample_base(base: Likelihood, key: Array, p: Params, own: Head) -> Array:
     """Samples of `base` in the shape that all params broadcast to, one's own too."""
-    trailing = {head.name: head.shape for head in (*base.heads, own)}
+    trailing = base.trailing | {own.name: own.shape}
 
     def of_cells(name: str) -> tuple[int, ...]:
         shape = jnp.shape(p[name])
@@ -798,9 +803,8 @@ def total_log_prob(
     """
     if nonzero is None or likelihood.log_prob_zero is None:
         return likelihood.log_prob(x, params).sum(axis=-1)
-    trailing = {head.name: len(head.shape) for head in likelihood.heads}
     params = {
-        name: _of_cells_and_genes(jnp.asarray(p), trailing.get(name, 0))
+        name: _of_cells_and_genes(jnp.asarray(p), likelihood.trailing.get(name, ()))
         for name, p in params.items()
     }
     cell, gene, value = (jnp.asarray(a) for a in nonzero)
@@ -840,9 +844,9 @@ def total_log_prob(
     return of_zeros + jax.ops.segment_sum(of_rows, cell, num_segments=x.shape[0])
 
 
-def _of_cells_and_genes(p: Array, n_trailing: int) -> Array:
+def _of_cells_and_genes(p: Array, trailing: tuple[int, ...]) -> Array:
     """A parameter with an axis of cells and one of genes, be they of length 1."""
-    missing = max(0, 2 + n_trailing - p.ndim)
+    missing = max(0, 2 + len(trailing) - p.ndim)
     return p.reshape((1,) * missing + p.shape)
 
 

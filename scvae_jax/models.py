@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from scvae_jax.batches import Batch
 from scvae_jax.checks import check_clusters, check_count, check_range, plain
 from scvae_jax.latents import (
+    MAX_DEPARTURE,
     components,
     departed,
     diagonal_normal,
@@ -43,9 +44,6 @@ KEPT = 2**23
 N_DRAWS = 100
 # decodes that are compiled one by one rather than as a loop
 UNROLLED = 20
-
-# scales of single components stay within exp(this) of the one they share
-MAX_DEPARTURE = 0.6931471805599453
 
 
 class Modality(NamedTuple):
@@ -103,7 +101,7 @@ class Model(NamedTuple):
     weigh: Callable[..., Terms]
     terms: Callable[..., Terms]
     n_clusters: int = 0
-    start: Any = None
+    start: "Model | None" = None
     hidden: Callable[..., tuple[Any, Array]] | None = None
     expand: Callable[..., Array] | None = None
     emit: Callable[..., tuple[dict[str, Array], ...]] | None = None
@@ -492,7 +490,16 @@ def _each(function: Callable[[Array], Any], z: Array, batch: Batch) -> Any:
 def log_likelihood(
     modalities: Sequence[Modality], batch: Batch, params: Sequence[dict[str, Array]]
 ) -> Array:
-    """Log p(x|z) of each cell, summed over modalities: [B] nats."""
+    """Log p(x|z) of each cell, summed over modalities.
+
+    Args:
+        modalities: what was measured.
+        batch: B cells.
+        params: of each modality's likelihood, from `Model.decode`.
+
+    Returns:
+        [B] nats; of a modality that was not observed, 0.
+    """
     total = 0
     for modality, counts, p in zip(modalities, batch.counts, params, strict=True):
         counts = measured(counts)

@@ -32,7 +32,16 @@ def is_off(rate: float | Array) -> bool:
 
 
 def drop(h: Array, keep: Array | None, rate: float | Array) -> Array:
-    """Dropout: zero where `keep` is false, scaled so that the mean stays."""
+    """Dropout: zero where `keep` is false, scaled so that the mean stays.
+
+    Args:
+        h: of any shape.
+        keep: of the same shape, from `keep_masks`; None: all is kept.
+        rate: share that is dropped.
+
+    Returns:
+        Like h.
+    """
     return h if keep is None else jnp.where(keep, h / (1.0 - rate), 0.0)
 
 
@@ -79,7 +88,17 @@ _rounded.defvjp(
 
 
 def matmul_of(precision: str) -> Callable[[Array, Array], Array]:
-    """The matrix product of gene-wide layers, in one of PRECISIONS."""
+    """The matrix product of gene-wide layers.
+
+    Args:
+        precision: one of PRECISIONS.
+
+    Returns:
+        (a, b) -> a @ b; of bfloat16 rounded operands, summed in float32.
+
+    Raises:
+        ValueError: for another precision.
+    """
     if precision not in PRECISIONS:
         raise ValueError(
             f"found precision={precision!r}, expected one of {', '.join(PRECISIONS)}, "

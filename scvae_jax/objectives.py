@@ -14,13 +14,16 @@ References:
         objectives, 2019.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+
+KINDS_OF_KL = ("analytic", "sampled")
+GRADIENTS = ("total", "path")
 
 
 class Terms(NamedTuple):
@@ -123,11 +126,11 @@ def _along_path(terms: Terms) -> Terms:
     return terms._replace(log_qz=terms.log_qz_path)
 
 
-def _expect_gradient(gradient: str) -> None:
-    if gradient not in ("total", "path"):
+def _expect_one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
         raise ValueError(
-            f"found gradient={gradient!r}, expected 'total' or 'path', choose one of "
-            "these"
+            f"found {name}={value!r}, expected {' or '.join(map(repr, known))}, choose "
+            "one of these"
         )
 
 
@@ -160,10 +163,7 @@ def elbo_parts(terms: Terms, kl: str = "analytic") -> Parts:
     Raises:
         ValueError: for another `kl`.
     """
-    if kl not in ("analytic", "sampled"):
-        raise ValueError(
-            f"found kl={kl!r}, expected 'analytic' or 'sampled', choose one of these"
-        )
+    _expect_one_of("kl", kl, KINDS_OF_KL)
     log_qy = log_responsibilities(terms)
     terms = _with_clusters(terms)
     kl_z = terms.kl_z if kl == "analytic" else terms.log_qz - terms.log_pz
@@ -245,15 +245,15 @@ def elbo(
         ValueError: for negative free nats, another `kl` or `gradient`, or a path with
             another KL.
     """
-    _expect_gradient(gradient)
+    _expect_one_of("gradient", gradient, GRADIENTS)
+    _expect_one_of("kl", kl, KINDS_OF_KL)
     free = (free_nats, free_nats_y)
     # a traced value, of one of many fits at once, was checked before
     known = [value for value in free if not isinstance(value, jax.core.Tracer)]
-    if min(known, default=0) < 0 or kl not in ("analytic", "sampled"):
+    if min(known, default=0) < 0:
         raise ValueError(
-            f"found free_nats={free_nats}, free_nats_y={free_nats_y} and kl={kl!r}, "
-            "expected free nats of at least 0 and kl 'analytic' or 'sampled', change "
-            "them"
+            f"found free_nats={free_nats} and free_nats_y={free_nats_y}, expected at "
+            "least 0, change them"
         )
     if gradient == "path" and (kl != "sampled" or known != [0.0, 0.0]):
         raise ValueError(
@@ -297,7 +297,7 @@ def importance_weighted(n_samples: int, *, gradient: str = "total") -> Objective
     Raises:
         ValueError: if S is below 1, or for another `gradient`.
     """
-    _expect_gradient(gradient)
+    _expect_one_of("gradient", gradient, GRADIENTS)
     if n_samples < 1:
         raise ValueError(
             f"found n_samples={n_samples}, expected at least 1, draw more samples"

@@ -2,8 +2,8 @@
 
 A mixture starts as a VAE. Then its components are placed by a mixture fitted to the
 latents of the training cells, a network that gives q(y|x) is fitted to their
-responsibilities, and the bound of the mixture is trained. In each phase the KL weight
-rises and the learning rate falls anew: components are placed on latents at rest.
+responsibilities, and the bound of the mixture is trained: components are placed on
+latents at rest.
 """
 
 import time
@@ -13,13 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from scvae_jax import batches, clusters
-from scvae_jax.batches import CellData
-from scvae_jax.checks import expect
 from scvae_jax.compiling import ahead, compilers
-from scvae_jax.config import TrainConfig
 from scvae_jax.epochs import (
     Orders,
     Setup,
@@ -29,58 +25,13 @@ from scvae_jax.epochs import (
     over_fits,
 )
 from scvae_jax.models import Model, Profiles
-from scvae_jax.objectives import elbo, importance_weighted
 from scvae_jax.placing import cluster_codes, place_clusters
 from scvae_jax.progress import Course, progress_bar
-from scvae_jax.steps import (
-    TrainState,
-    default_optimizer,
-    init_train_state,
-    make_train_step,
-)
+from scvae_jax.schedule import Phase, Plan, n_epochs, phases_of, setup_of
+from scvae_jax.selection import expect_cells
+from scvae_jax.steps import TrainState, default_optimizer, init_train_state
 
 Array = jax.Array
-
-# steps of a mixture as a VAE: as they go on, more latents than those that part cells in
-# groups come into use, and the groups blur
-START_STEPS = 1000
-# nats of a cell that z may then tell for nothing, enough for some thousand clusters:
-# where counts are few, a VAE would for long not use its latents at all
-START_FREE_NATS = 8.0
-
-
-class Plan(NamedTuple):
-    """What all fits of a run share, and what sets them apart.
-
-    Attributes:
-        build: settings -> model; settings that are not given are the configuration's.
-        config: of the training.
-        seeds: one for each fit.
-        settings: [n_fits] values of each setting that differs.
-        train: training cells.
-        profiles: for each modality their mean [G] and number.
-        held_out: validation cells.
-        optimizer: any optax optimiser; None: AdamW on a cosine schedule.
-        kl_weight: a schedule over steps; None: the linear warm-up of the configuration.
-    """
-
-    build: Callable[[dict[str, Array]], Model]
-    config: TrainConfig
-    seeds: tuple[int, ...]
-    settings: dict[str, np.ndarray]
-    train: CellData
-    profiles: Profiles
-    held_out: CellData
-    optimizer: optax.GradientTransformation | None = None
-    kl_weight: optax.Schedule | None = None
-
-
-class Phase(NamedTuple):
-    """A part of the epochs: its name, those before it, and its own."""
-
-    name: str
-    before: int
-    epochs: int
 
 
 class Result(NamedTuple):
@@ -93,63 +44,6 @@ class Result(NamedTuple):
     history: list[dict[str, Any]]
     summary: dict[str, Any]
     codes: np.ndarray | None = None
-
-
-def n_epochs(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Epochs to run: those asked for, or as many as make about 6,000 steps.
-
-    Args:
-        config: of the training.
-        steps_per_epoch: batches that the training cells make.
-
-    Returns:
-        Their number.
-    """
-    if config.epochs is not None:
-        return config.epochs
-    return int(np.clip(round(6000 / steps_per_epoch), 20, 400))
-
-
-def phases_of(
-    model: Model, config: TrainConfig, epochs: int, steps_per_epoch: int
-) -> list[Phase]:
-    """The phases of a training: one, or of a mixture the VAE first.
-
-    Args:
-        model: that is trained.
-        config: whose `start` is the VAE's share.
-        epochs: in all.
-        steps_per_epoch: batches that the training cells make.
-
-    Returns:
-        The phases.
-    """
-    if model.start is None:
-        return [Phase("vae", 0, epochs)]
-    if config.start is None:
-        first = min(max(round(START_STEPS / steps_per_epoch), 1), epochs // 2)
-    else:
-        first = min(round(config.start * epochs), epochs - 1)
-    phases = [Phase("vae", 0, first), Phase("gmvae", first, epochs - first)]
-    return [phase for phase in phases if phase.epochs]
-
-
-def expect_cells(n_clusters: int, n_train: int) -> None:
-    """Refuse more clusters than training cells.
-
-    Args:
-        n_clusters: K, or 0.
-        n_train: number of training cells.
-
-    Raises:
-        InputError: if there are more.
-    """
-    expect(
-        n_clusters <= n_train,
-        f"n_clusters={n_clusters} for {n_train} training cells",
-        "fewer clusters than cells",
-        "ask for fewer",
-    )
 
 
 def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
@@ -180,7 +74,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         for number in range(1, epochs + 1)
     )
     in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
-    slots = (batches.n_slots(fullest), held_out_slots)
+    slots = (batches.slots_for(fullest), held_out_slots)
     settings = {name: jnp.asarray(v) for name, v in plan.settings.items()}
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     optimizer = plan.optimizer or default_optimizer(1)
@@ -216,7 +110,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
             [
                 ahead(pool, lowered, n_entries)
                 for lowered in _lowered(
-                    plan, _setup_of(plan, phases, phase, steps_per_epoch), *arguments
+                    plan, setup_of(plan, phases, phase, steps_per_epoch), *arguments
                 )
             ]
             for phase in phases
@@ -283,51 +177,6 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
 def _positions(orders: Sequence[Orders], number: int) -> tuple[np.ndarray, ...]:
     """Cells and weights [n_fits, n_batches, B] of an epoch."""
     return tuple(map(np.stack, zip(*(order(number) for order in orders), strict=True)))
-
-
-def _setup_of(
-    plan: Plan, phases: list[Phase], phase: Phase, steps_per_epoch: int
-) -> Callable[[dict[str, Array]], Setup]:
-    """What a phase trains, from settings that may be traced."""
-    config = plan.config
-    before, n_steps = phase.before * steps_per_epoch, phase.epochs * steps_per_epoch
-
-    def setup(settings: dict[str, Array]) -> Setup:
-        def setting(name: str) -> float | Array:
-            return settings.get(name, getattr(config, name))
-
-        model = plan.build(settings)
-        starts = model.start is not None and phase.name == "vae"
-        keep = "best" if model.start is None else "last" if starts else "best risen"
-        if starts:
-            model = model.start
-        optimizer = plan.optimizer or default_optimizer(
-            *(p.epochs * steps_per_epoch for p in phases),
-            learning_rate=setting("learning_rate"),
-            weight_decay=setting("weight_decay"),
-            free_rate=setting("free_rate"),
-        )
-
-        def warm_up(step: Array) -> Array:
-            warm = jnp.round(setting("kl_warmup") * n_steps)
-            share = jnp.clip((step - before) / jnp.maximum(warm, 1.0), 0.0, 1.0)
-            return setting("kl_weight") * jnp.where(warm > 0, share, 1.0)
-
-        if starts:
-            free_nats = jnp.maximum(setting("free_nats"), START_FREE_NATS)
-            objective = elbo(free_nats=free_nats)
-        elif config.n_samples == 1:
-            free = {n: setting(n) for n in ("free_nats", "free_nats_y")}
-            objective = elbo(**free)
-        else:
-            objective = importance_weighted(config.n_samples)
-        weight = warm_up if plan.kl_weight is None else plan.kl_weight
-        step = make_train_step(model, objective, optimizer, kl_weight=weight)
-        # where the phase leads, be it below 1
-        full_weight = weight(jnp.int32(before + n_steps - 1))
-        return Setup(model, objective, step, full_weight, keep)
-
-    return setup
 
 
 def _lowered(

@@ -13,7 +13,7 @@ import numpy as np
 
 from scvae_jax import batches, clusters
 from scvae_jax.batches import Batch, CellData
-from scvae_jax.models import MAX_DEPARTURE, Model
+from scvae_jax.models import Model
 
 Array = jax.Array
 
@@ -35,7 +35,7 @@ def place_clusters(model: Model, params: Any, cells: CellData, seed: int) -> Any
     """
     mean, variance = encode_cells(model, params, cells)
     prior = clusters.place(
-        params["prior"], np.asarray(mean), np.asarray(variance), seed, MAX_DEPARTURE
+        params["prior"], np.asarray(mean), np.asarray(variance), seed
     )
     params = params | {"prior": prior}
     if "clusters" in params:
@@ -97,8 +97,7 @@ def _of_cells(function: Callable, model: Model, params: Any, cells: CellData) ->
     """What a function (model, params, batch) -> [B, ...] says of each cell."""
     positions, n_slots = batches.in_order(cells, N_ENCODED)
     rows = _of_batches(function, model, n_slots, params, cells, positions)
-    n_cells = cells.start.shape[0]
-    return jax.tree.map(lambda row: row.reshape(-1, *row.shape[2:])[:n_cells], rows)
+    return batches.of_cells(rows, cells.start.shape[0])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

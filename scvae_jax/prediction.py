@@ -160,7 +160,6 @@ def _half(
     cell, gene, value = batch.counts[0].nonzero
     owner = jnp.minimum(cell, x.shape[0] - 1)[:, None]
     value = jnp.where(hidden[owner, gene], value, 0.0)
-    trailing = {head.name: head.shape for head in likelihood.heads}
 
     def log_prob_zero(decoded):
         if likelihood.log_prob_zero is None:
@@ -177,7 +176,7 @@ def _half(
             jnp.where(hidden, mean, 0.0).sum(axis=-1),
         )
         full = {
-            name: jnp.broadcast_to(p, x.shape + trailing.get(name, ()))
+            name: jnp.broadcast_to(p, x.shape + likelihood.trailing.get(name, ()))
             for name, p in decoded.items()
         }
         at_nonzero = {

@@ -10,7 +10,15 @@ MAX_SKIPPED_RUN = 25
 
 
 class Course:
-    """How one fit has fared: its history, its best bound, and whether it goes on."""
+    """How one fit has fared: its history, its best bound, and whether it goes on.
+
+    Attributes:
+        history: for each epoch its figures.
+        error: what the fit ended with, if so.
+        active: whether it goes on.
+        best_epoch: of this phase, or the one before it.
+        best_bound: on the validation cells, nats per cell; -inf before there is one.
+    """
 
     def __init__(self, patience: int, learning_rate: float | None):
         self.patience = patience
@@ -35,7 +43,15 @@ class Course:
     def see(
         self, number: int, phase: str, figures: dict[str, Any], seconds: float
     ) -> None:
-        """Note the figures of an epoch, and stop where patience runs out."""
+        """Note the figures of an epoch, and stop where patience runs out.
+
+        Args:
+            number: of the epoch, from 1 on over all phases.
+            phase: its name.
+            figures: of `epochs.make_pass` and `make_look`; what is no figure for the
+                history (longest_skipped_run, risen, better) is taken out.
+            seconds: that it took.
+        """
         skipped_run = figures.pop("longest_skipped_run")
         risen, better = figures.pop("risen"), figures.pop("better")
         if skipped_run >= MAX_SKIPPED_RUN:

@@ -51,9 +51,16 @@ def entries_of(
 ) -> Array:
     """What the encoder reads of one modality: log1p(x) of counts, x of other data.
 
-    Where they are known, the non-zero entries [R, ROW] alone: zeros stay zero under
-    any mask, so dropout need not draw one for them. With a key, of each cell a share
-    between 0 and `thinning` is hidden; what is not a count is seen whole or not at all.
+    Args:
+        counts: the modality, of B cells.
+        counted: whether it is of counts.
+        key: of what is hidden in training; None: nothing is.
+        thinning: of each cell a share between 0 and this is hidden; what is not a count
+            is seen whole or not at all.
+
+    Returns:
+        Where their addresses are known the non-zero entries [R, ROW] alone (zeros stay
+        zero under any mask, so dropout need not draw one for them), else [B, G].
     """
     x = counts.x if counts.nonzero is None else counts.nonzero[2]
     if key is not None:
@@ -68,14 +75,29 @@ def entries_of(
 
 
 def laid_out(entries: Array, counts: Counts) -> Array:
-    """The entries as an array [B, G]."""
+    """What the encoder reads, in dense form.
+
+    Args:
+        entries: from `entries_of`.
+        counts: the modality.
+
+    Returns:
+        [B, G].
+    """
     if counts.nonzero is None:
         return entries
     return lay_out(counts.nonzero, entries, counts.x.shape)
 
 
 def measured(counts: Counts) -> Counts:
-    """Counts that are 0 where a modality was not observed, whatever stands there."""
+    """Counts that are 0 where a modality was not observed, whatever stands there.
+
+    Args:
+        counts: the modality.
+
+    Returns:
+        The same, of depth 1 where it was not observed.
+    """
     if counts.observed is None:
         return counts
     seen = counts.observed > 0
@@ -91,7 +113,16 @@ def measured(counts: Counts) -> Counts:
 def first_product(
     entries: Sequence[Array], counts: Sequence[Counts], matmul: Callable
 ) -> Callable[..., Array]:
-    """How the encoder multiplies x: sparse if it is one modality of sparse entries."""
+    """How the encoder multiplies x: sparse if it is one modality of sparse entries.
+
+    Args:
+        entries: of each modality, from `entries_of`.
+        counts: the modalities.
+        matmul: of dense arrays, from `networks.matmul_of`.
+
+    Returns:
+        (x [B, G], kernel [G, n], whatever flax adds) -> [B, n].
+    """
     if len(counts) > 1 or counts[0].nonzero is None or counts[0].observed is not None:
         return lambda x, kernel, *_, **__: matmul(x, kernel)
     nonzero, entries = counts[0].nonzero, entries[0]

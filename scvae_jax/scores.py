@@ -79,6 +79,36 @@ def label_scores(codes: np.ndarray, labels: np.ndarray, key: str) -> dict[str, A
     }
 
 
+def against_labels(
+    codes: np.ndarray | None,
+    latent: np.ndarray,
+    labels: np.ndarray,
+    key: str,
+    seed: int = 0,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Agreement of own clusters with labels, or of k-means with as many clusters.
+
+    Args:
+        codes: [n] own clusters; None: there are none.
+        latent: [n, L] what k-means looks at.
+        labels: [n] strings.
+        key: their name, for messages.
+        seed: of k-means.
+
+    Returns:
+        [n] the clusters, and their `label_scores` with `oracle_k`, whether they were
+        told the number of labels.
+
+    Raises:
+        ImportError: without scikit-learn.
+        InputError: with fewer than two labels.
+    """
+    oracle_k = codes is None
+    if oracle_k:
+        codes = kmeans(latent, len(np.unique(labels)), seed)
+    return codes, label_scores(codes, labels, key) | {"oracle_k": oracle_k}
+
+
 def rand_index(one: np.ndarray, other: np.ndarray) -> float:
     """Adjusted Rand index of two partitions [n]: 1 where equal, 0 as by chance.
 

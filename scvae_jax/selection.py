@@ -109,6 +109,24 @@ def warn_of_cells(data: CountData, split: np.ndarray) -> None:
         )
 
 
+def expect_cells(n_clusters: int, n_train: int) -> None:
+    """Refuse more clusters than training cells.
+
+    Args:
+        n_clusters: K, or 0.
+        n_train: number of training cells.
+
+    Raises:
+        InputError: if there are more.
+    """
+    expect(
+        n_clusters <= n_train,
+        f"n_clusters={n_clusters} for {n_train} training cells",
+        "fewer clusters than cells",
+        "ask for fewer",
+    )
+
+
 def expect_varying(data: CountData, train: np.ndarray) -> None:
     """Refuse real data with genes that never vary, whose density has no highest value.
 

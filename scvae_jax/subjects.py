@@ -20,10 +20,14 @@ from scvae_jax.config import (
     parse_options,
 )
 from scvae_jax.counts import CountData, prepare
-from scvae_jax.phases import expect_cells
 from scvae_jax.ranking import Row
 from scvae_jax.scores import expect_labels
-from scvae_jax.selection import expect_varying, split_cells, warn_of_cells
+from scvae_jax.selection import (
+    expect_cells,
+    expect_varying,
+    split_cells,
+    warn_of_cells,
+)
 from scvae_jax.trials import Cells, kind_of
 
 FORMAT = 1
@@ -168,6 +172,7 @@ def _split(
 
 def settings_of(
     parts: Sequence[Cells],
+    models: Sequence[str],
     config: ModelConfig,
     train_config: TrainConfig,
     data_config: DataConfig,
@@ -176,6 +181,7 @@ def settings_of(
 
     Args:
         parts: from `parts_of`.
+        models: their kinds; settings of mixtures are those of mixtures alone.
         config: of the models.
         train_config: how they are fitted.
         data_config: where the data is.
@@ -200,6 +206,8 @@ def settings_of(
         "recipes": RECIPES,
         "source": dataclasses.asdict(data_config),
     }
+    if "gmvae" not in models:
+        del settings["gmvae"]
     return json.loads(json.dumps(settings))
 
 

@@ -1,10 +1,9 @@
-"""The loop that fits a model, or many at once, to the cells of an AnnData object."""
+"""Fit a model, or many at once, to the cells of an AnnData object."""
 
 import dataclasses
-import itertools
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anndata
@@ -20,16 +19,11 @@ from scvae_jax.building import (
     named_likelihood,
 )
 from scvae_jax.checks import (
-    InputError,
     InputWarning,
-    check_count,
     expect,
-    listing,
-    one_line,
     plain,
 )
 from scvae_jax.config import (
-    OF_MIXTURES,
     DataConfig,
     ModelConfig,
     TrainConfig,
@@ -38,6 +32,7 @@ from scvae_jax.config import (
 from scvae_jax.counts import prepare
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.models import Model
+from scvae_jax.schedule import Plan
 from scvae_jax.selection import (
     cells_to_device,
     expect_varying,
@@ -47,20 +42,17 @@ from scvae_jax.selection import (
     total_counts,
     warn_of_cells,
 )
+from scvae_jax.settings import (
+    MODEL_SETTINGS,
+    configs_of,
+    expect_in_use,
+    expect_kinds,
+    unread_by,
+    values_of,
+    warn_of_idle,
+)
 
 Array = jax.Array
-
-# what may differ between fits of one program
-MODEL_SETTINGS = ("thinning", "dropout_input", "dropout_hidden", "dropout_decoder")
-TRAIN_SETTINGS = (
-    "learning_rate",
-    "weight_decay",
-    "free_rate",
-    "kl_weight",
-    "kl_warmup",
-    "free_nats",
-    "free_nats_y",
-)
 
 
 def fit(
@@ -110,7 +102,7 @@ def fit(
         InputError: for data or settings that cannot be used.
         FloatingPointError: if gradients stay non-finite.
     """
-    _expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
+    expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
     train_config = train_config or TrainConfig()
     return fit_many(
         adata,
@@ -180,11 +172,11 @@ def fit_many(
         InputError: for data or settings that cannot be used.
         FloatingPointError: if gradients stay non-finite in every fit.
     """
-    _expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
+    expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
     config, train_config = config or ModelConfig(), train_config or TrainConfig()
-    unread = _unread(config.model, optimizer, kl_weight)
-    _expect_in_use(settings or {}, unread)
-    _warn_of_idle(config, train_config, unread)
+    unread = unread_by(config.model, optimizer, kl_weight)
+    expect_in_use(settings or {}, unread)
+    warn_of_idle(config, train_config, unread)
     config = completed(config, config.model)
     train_config = completed(train_config, config.model)
     own_likelihood = likelihood is not None
@@ -196,7 +188,7 @@ def fit_many(
         "it with a library mean of counts",
         "leave it out",
     )
-    configs = _configs(config, train_config, plain(seeds), settings or {})
+    configs = configs_of(config, train_config, plain(seeds), settings or {})
     data_config = DataConfig(
         layer, batch_key, size_factor_key, genes, split_key, fractional
     )
@@ -218,11 +210,11 @@ def fit_many(
         return from_config(config, likelihood, **sizes, settings=of_model)
 
     started = time.perf_counter()
-    plan = phases.Plan(
+    plan = Plan(
         build=build,
         config=train_config,
         seeds=tuple(fit_config.seed for _, fit_config in configs),
-        settings=_values(configs, settings or {}),
+        settings=values_of(configs, settings or {}),
         train=cells_to_device(data, split == "train"),
         profiles=(mean_profile(data.x, split == "train"),),
         held_out=cells_to_device(data, split == "validation"),
@@ -292,126 +284,3 @@ def _warn(summary: dict[str, Any], errors: Sequence[Exception]) -> None:
             InputWarning,
             stacklevel=4,
         )
-
-
-def _expect_kinds(
-    config: Any, train_config: Any, likelihood: Any, optimizer: Any, kl_weight: Any
-) -> None:
-    for name, value, kind in (
-        ("config", config, ModelConfig),
-        ("train_config", train_config, TrainConfig),
-        ("likelihood", likelihood, Likelihood),
-        ("optimizer", optimizer, optax.GradientTransformation),
-    ):
-        if not (value is None or isinstance(value, kind)):
-            raise InputError(
-                f"found {name}={value!r}, expected a {kind.__name__}, make one (named "
-                "likelihoods are named in ModelConfig, rates given in TrainConfig)"
-            )
-    try:
-        hash(likelihood)
-    except TypeError as error:
-        raise InputError(
-            f"found a likelihood with parts that cannot be hashed ({one_line(error)}), "
-            "by which programs are told apart, expected tuples of plain values, make "
-            "heads and free tuples"
-        ) from None
-    if not (kl_weight is None or callable(kl_weight)):
-        raise InputError(
-            f"found kl_weight={kl_weight!r}, expected an optax schedule, make one; a "
-            "number, after a warm-up, is TrainConfig(kl_weight=...)"
-        )
-
-
-def _unread(
-    model: str, optimizer: Any, kl_weight: Any
-) -> list[tuple[str, tuple[str, ...]]]:
-    """What does not read which settings."""
-    found = []
-    if model == "vae":
-        found.append(("a vae", (*OF_MIXTURES, "free_nats_y", "start")))
-    if optimizer is not None:
-        names = ("learning_rate", "weight_decay", "free_rate")
-        found.append(("an optimizer of one's own", names))
-    if kl_weight is not None:
-        found.append(("a kl_weight of one's own", ("kl_weight", "kl_warmup")))
-    return found
-
-
-def _expect_in_use(
-    settings: dict[str, Any], unread: Sequence[tuple[str, tuple[str, ...]]]
-) -> None:
-    for reader, names in unread:
-        odd = [name for name in names if name in settings]
-        if odd:
-            raise InputError(
-                f"found values for {listing(odd)} and {reader}, which does not read "
-                "them, expected one of both, leave one out"
-            )
-
-
-def _warn_of_idle(
-    config: ModelConfig,
-    train_config: TrainConfig,
-    unread: Sequence[tuple[str, tuple[str, ...]]],
-) -> None:
-    given, defaults = vars(config) | vars(train_config), vars(ModelConfig())
-    defaults = defaults | vars(TrainConfig())
-    for reader, names in unread:
-        odd = [name for name in names if given[name] != defaults[name]]
-        if odd:
-            warnings.warn(
-                f"{reader} does not read {listing(odd)}, which changes nothing",
-                InputWarning,
-                stacklevel=4,
-            )
-
-
-def _values(
-    configs: Sequence[tuple[ModelConfig, TrainConfig]], names: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """[n_fits] values of the settings that differ between fits."""
-    return {
-        name: np.array(
-            [getattr(pair[name in TRAIN_SETTINGS], name) for pair in configs],
-            np.float32,
-        )
-        for name in names
-    }
-
-
-def _configs(
-    config: ModelConfig,
-    train_config: TrainConfig,
-    seeds: Sequence[int],
-    settings: dict[str, Sequence[float]],
-) -> list[tuple[ModelConfig, TrainConfig]]:
-    """The configurations of each fit: every combination of settings with each seed."""
-    known = (*MODEL_SETTINGS, *TRAIN_SETTINGS)
-    odd = [name for name in settings if name not in known]
-    lists = [np.ndim(v) == 1 and np.size(v) > 0 for v in (seeds, *settings.values())]
-    numbers = [np.asarray(v).dtype.kind in "fiu" for v in settings.values()]
-    if odd or not all(lists + numbers):
-        raise InputError(
-            f"found settings {settings!r} and seeds={seeds!r}, expected a list of "
-            f"seeds and lists of numbers for any of {listing(known, 20)}, change them"
-        )
-    for seed in seeds:
-        check_count("seed", seed, 0, 2**32 - 1)
-    if len(set(seeds)) < len(seeds):
-        raise InputError(
-            f"found seeds {listing(seeds)}, expected each once, leave out what repeats"
-        )
-    found = []
-    for values in itertools.product(*settings.values()):
-        chosen = {n: float(v) for n, v in zip(settings, values, strict=True)}
-        of_model = {n: v for n, v in chosen.items() if n in MODEL_SETTINGS}
-        of_train = {n: v for n, v in chosen.items() if n in TRAIN_SETTINGS}
-        for seed in seeds:
-            found.append(
-                (
-                    dataclasses.replace(config, **of_model),
-                    dataclasses.replace(train_config, seed=seed, **of_train),
-                )
-            )
-    return found

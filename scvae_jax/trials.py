@@ -18,7 +18,7 @@ from scvae_jax.counts import CountData
 from scvae_jax.evaluation import CellBounds, cell_bounds
 from scvae_jax.likelihoods import Likelihood
 from scvae_jax.ranking import Fit, Row
-from scvae_jax.scores import kmeans, label_scores
+from scvae_jax.scores import against_labels
 from scvae_jax.selection import cells_to_device
 from scvae_jax.training import fit_many
 
@@ -253,7 +253,6 @@ def _clusters(
     labels = cells.labels[cells.held_out]
     known = np.array([label is not None for label in labels])
     names = labels[known].astype(str)
-    if config.model != "gmvae":
-        codes[known] = kmeans(bounds.latent[known], len(np.unique(names)))
-    row["oracle_k"] = config.model != "gmvae"
-    return codes, row | label_scores(codes[known], names, score_key)
+    own = codes[known] if config.model == "gmvae" else None
+    codes[known], scored = against_labels(own, bounds.latent[known], names, score_key)
+    return codes, row | scored

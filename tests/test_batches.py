@@ -37,7 +37,7 @@ def assert_batch(x, cells, index, weight, n_slots=None):
     n_nonzero = np.count_nonzero(expected)
     if n_slots is None:
         rows = -(-np.count_nonzero(expected, axis=1) // batches.ROW)
-        n_slots = batches.n_slots(batches.ROW * rows.sum())
+        n_slots = batches.slots_for(batches.ROW * rows.sum())
     batch = cut(cells, index, weight, n_genes=x.shape[1], n_slots=n_slots)
     (counts,) = batch.counts
     assert counts.x.dtype == np.float32
@@ -95,14 +95,14 @@ def test_the_fullest_cells_fill_the_last_slot():
     dense = x.toarray()
     dense[fullest] = np.arange(1, 65)
     x = scipy.sparse.csr_matrix(dense)
-    assert batches.n_slots(8 * 64) == 512
+    assert batches.slots_for(8 * 64) == 512
     assert_batch(x, put(x), fullest, np.ones(8))
 
 
 def test_what_does_not_fit_is_no_number():
     x = random_counts(40, 64, 0.9, seed=3)
     cells, index = put(x), np.arange(8)
-    enough = batches.n_slots(int(cells.length[:8].sum()))
+    enough = batches.slots_for(int(cells.length[:8].sum()))
     for n_slots, fits in ((enough, True), (enough // 2, False)):
         batch = batches.cut(cells, index, np.ones(8), 64, n_slots)
         assert np.isfinite(batch.counts[0].x).all() == fits
@@ -114,7 +114,7 @@ def test_a_gene_beyond_the_last_is_no_number():
     x = scipy.sparse.csr_matrix(np.eye(3, 5, 2, dtype=np.float32))
     cells, index = put(x), np.arange(3)
     for n_genes, fits in ((5, True), (6, True), (4, False)):
-        batch = batches.cut(cells, index, np.ones(3), n_genes, batches.n_slots(48))
+        batch = batches.cut(cells, index, np.ones(3), n_genes, batches.slots_for(48))
         assert np.isfinite(batch.counts[0].x).all() == fits
 
 
@@ -172,7 +172,7 @@ def test_many_genes(n_genes, dtype):
     [(0, 128), (1, 128), (128, 128), (129, 256), (1000, 1024)],
 )
 def test_slots_are_enough_and_a_multiple_of_128(length, expected):
-    assert batches.n_slots(length) == expected
+    assert batches.slots_for(length) == expected
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_in_order_nothing_is_dropped(batch_size):
     np.testing.assert_array_equal(index[weight > 0], np.arange(53))
     length = batches.ROW * -(-np.diff(x.indptr) // batches.ROW)
     fullest = max(length[i[w > 0]].sum() for i, w in zip(index, weight, strict=True))
-    assert n_slots == batches.n_slots(fullest)
+    assert n_slots == batches.slots_for(fullest)
     one = partial(cut, cells, n_genes=23, n_slots=n_slots)
     found = [one(i, w).counts[0].x for i, w in zip(index, weight, strict=True)]
     np.testing.assert_array_equal(np.concatenate(found)[:53], x.toarray())
@@ -317,7 +317,7 @@ def test_product_is_that_of_dense_arrays(density):
     x = random_counts(30, 200, density, seed=3)
     cells = put(x)
     index = np.arange(1, 25)
-    n_slots = batches.n_slots(int(np.asarray(cells.length)[index].sum()))
+    n_slots = batches.slots_for(int(np.asarray(cells.length)[index].sum()))
     batch = cut(cells, index, np.ones(24, np.float32), n_genes=200, n_slots=n_slots)
     (counts,) = batch.counts
     entries = jax.numpy.log1p(counts.nonzero[2])

@@ -13,7 +13,7 @@ import scipy.optimize
 import scipy.stats
 
 import scvae_jax as sv
-from scvae_jax import batches, calibration, plots, prediction, preferences
+from scvae_jax import batches, calibration, measures, plots, prediction, preferences
 from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
@@ -135,9 +135,9 @@ def test_entries_weigh_as_much_as_they_may_show():
         below=nothing,
         total=np.zeros((4, 3)),
     )
-    sums = calibration._sums(x, predicted, np.full((4, 1), 0.5))
-    measured = calibration._Measured(sums, np.zeros((1, 1)), np.zeros((4, 3)))
-    table, _ = calibration._table(measured, 4, np.array(["a"]))
+    sums = measures._sums(x, predicted, np.full((4, 1), 0.5))
+    measured = measures.Measured(sums, np.zeros((1, 1)), np.zeros((4, 3)))
+    table, _ = measures.table_of(measured, 4, np.array(["a"]))
     assert table["effective_cells"].item() == pytest.approx(3.0)
 
 

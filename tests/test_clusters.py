@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.cluster.vq
 
-from scvae_jax import clusters, likelihoods, models
+from scvae_jax import clusters, latents, likelihoods, models
 
 N_LATENT = 2
 CENTRES = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
@@ -93,7 +93,7 @@ def test_as_many_clusters_as_cells():
 def test_components_are_placed_on_the_moments_of_their_cells(blobs, covariance):
     mean, variance, label = blobs
     model, params = prior_of(covariance, "learned")
-    prior = clusters.place(params["prior"], mean, variance, 0, models.MAX_DEPARTURE)
+    prior = clusters.place(params["prior"], mean, variance, 0)
     assert jax.tree.structure(prior) == jax.tree.structure(params["prior"])
     order = [np.abs(CENTRES - m).sum(1).argmin() for m in np.asarray(prior["mean"])]
     assert sorted(order) == [0, 1, 2]
@@ -120,7 +120,7 @@ def test_a_wide_cluster_gets_a_wide_component():
         component_covariance="full",
     )
     prior = model.init(jax.random.key(0))["prior"]
-    placed = clusters.place(prior, mean, np.full(mean.shape, 1e-3), 0, np.log(2.0))
+    placed = clusters.place(prior, mean, np.full(mean.shape, 1e-3), 0)
     wide = int(np.asarray(placed["mean"])[:, 0].argmax())
     departure = np.tanh(placed["departure"]) * np.log(2.0)
     scale = np.exp(np.asarray(placed["log_scale"]) + departure)
@@ -146,11 +146,9 @@ def test_a_long_cluster_gets_a_long_component_of_its_direction(covariance):
         component_covariance=covariance,
     )
     params = model.init(jax.random.key(0))
-    placed = clusters.place(
-        params["prior"], mean, np.full(mean.shape, 1e-3), 0, models.MAX_DEPARTURE
-    )
+    placed = clusters.place(params["prior"], mean, np.full(mean.shape, 1e-3), 0)
     long = int(np.square(np.asarray(placed["mean"])).sum(axis=1).argmin())
-    departure = np.tanh(placed["departure"][long]) * models.MAX_DEPARTURE
+    departure = np.tanh(placed["departure"][long]) * latents.MAX_DEPARTURE
     factor = np.diag(np.exp(np.asarray(placed["log_scale"])[0, 0] + departure))
     if covariance == "full":
         factor = factor + np.tril(placed["correlation"][long], -1)
@@ -194,7 +192,7 @@ def test_given_weights_go_to_components_by_size(blobs):
     mean, variance, _ = blobs
     weights = (0.2, 0.7, 0.1)
     _, params = prior_of("shared", weights)
-    placed = clusters.place(params["prior"], mean, variance, 0, models.MAX_DEPARTURE)
+    placed = clusters.place(params["prior"], mean, variance, 0)
     np.testing.assert_allclose(np.exp(placed["log_weights"]), weights, rtol=1e-6)
     nearest = np.abs(np.asarray(placed["mean"])[:, None] - CENTRES).sum(-1).argmin(1)
     sizes = np.array(SIZES)[nearest]

@@ -211,7 +211,7 @@ def test_kl_weight_acts_on_the_prior_of_a_mixture():
     ("make", "message"),
     [
         (lambda: objectives.elbo(free_nats=-1.0), "found free_nats=-1.0"),
-        (lambda: objectives.elbo(kl="none"), "expected free nats of at least 0 and kl"),
+        (lambda: objectives.elbo(kl="none"), "found kl='none', expected 'analytic' or"),
         (lambda: objectives.importance_weighted(0), "found n_samples=0, expected at"),
         (
             lambda: objectives.elbo_parts(some_terms(1), "none"),

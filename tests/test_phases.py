@@ -22,10 +22,10 @@ from scvae_jax import (
     phases,
     placing,
     plots,
+    schedule,
     selection,
     steps,
     sweep,
-    training,
 )
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.counts import prepare
@@ -33,6 +33,7 @@ from scvae_jax.evaluation import prepare_as
 from scvae_jax.phases import Result
 from scvae_jax.placing import cluster_codes
 from scvae_jax.selection import random_split
+from scvae_jax.settings import MODEL_SETTINGS
 
 SMALL = {"n_latent": 3, "hidden_sizes": (32,), "dropout_input": 0.1}
 SMALL |= {"dropout_hidden": 0.0, "dropout_decoder": 0.0}
@@ -104,7 +105,7 @@ def test_epochs_of_a_mixture_as_a_vae(start, n_epochs, steps_per_epoch, expected
         MIXTURE, building.named_likelihood(MIXTURE), n_genes=60
     )
     config = sv.TrainConfig(start=start)
-    found = phases.phases_of(model, config, n_epochs, steps_per_epoch)
+    found = schedule.phases_of(model, config, n_epochs, steps_per_epoch)
     assert sum(p.epochs for p in found if p.name == "vae") == expected
     assert sum(p.epochs for p in found) == n_epochs
 
@@ -117,7 +118,7 @@ def test_each_phase_has_a_schedule_of_its_own(types, monkeypatch):
         asked.append(n_steps)
         return steps.default_optimizer(*n_steps, **rates)
 
-    monkeypatch.setattr(phases, "default_optimizer", optimizer)
+    monkeypatch.setattr(schedule, "default_optimizer", optimizer)
     result = fit_many(types, seeds=(0,), epochs=20, start=0.2, kl_warmup=0.5)
     steps_per_epoch = result.summary["steps"] // 20
     assert set(asked[1:]) == {(4 * steps_per_epoch, 16 * steps_per_epoch)}
@@ -141,8 +142,8 @@ def test_latents_of_few_counts_are_in_use_when_components_are_placed(monkeypatch
         return placing.place_clusters(model, params, cells, seed)
 
     monkeypatch.setattr(phases, "place_clusters", place)
-    for free_nats in (phases.START_FREE_NATS, 0.0):
-        monkeypatch.setattr(phases, "START_FREE_NATS", free_nats)
+    for free_nats in (schedule.START_FREE_NATS, 0.0):
+        monkeypatch.setattr(schedule, "START_FREE_NATS", free_nats)
         fit_many(few, seeds=(0,), epochs=40, start=0.5, kl_weight=4.0)
     assert told[0] > 4.0 and told[1] < 1.0
 
@@ -284,7 +285,7 @@ def test_what_differs_between_fits_is_what_a_configuration_says(small, name, val
     config = dataclasses.replace(MIXTURE, thinning=0.2, dropout_hidden=0.1)
     config = dataclasses.replace(config, dropout_decoder=0.1)
     train = sv.TrainConfig(epochs=8, free_rate=1.0)
-    of_model = name in training.MODEL_SETTINGS
+    of_model = name in MODEL_SETTINGS
     batch = batches.dense_batch(small.X.toarray())
 
     def figures(config, train, settings):
@@ -298,9 +299,9 @@ def test_what_differs_between_fits_is_what_a_configuration_says(small, name, val
             )
 
         model = build({})
-        plan = phases.Plan(build, train, (0,), {}, None, (), None)
-        of = phases.phases_of(model, train, 8, 5)
-        setup = phases._setup_of(plan, of, of[-1], 5)(settings)
+        plan = schedule.Plan(build, train, (0,), {}, None, (), None)
+        of = schedule.phases_of(model, train, 8, 5)
+        setup = schedule.setup_of(plan, of, of[-1], 5)(settings)
         optimizer = steps.default_optimizer(1)
         state = steps.init_train_state(model, optimizer, jax.random.key(0))
         # past half of the warm-up of the second phase
@@ -450,7 +451,7 @@ def test_eight_seeds_by_vmap_agree_with_each_alone(types, name):
     trained = model.start if name == "vae" else model
     optimizer = steps.default_optimizer(1000)
     order = epochs.Orders(0, 300, 32)
-    n_slots = batches.n_slots(max(order.fullest(e, cells) for e in range(1, 11)))
+    n_slots = batches.slots_for(max(order.fullest(e, cells) for e in range(1, 11)))
     positions = [order(number) for number in range(1, 11)]
     index, weight = (np.concatenate(parts) for parts in zip(*positions, strict=True))
     step = steps.make_train_step(trained, objectives.elbo(), optimizer)

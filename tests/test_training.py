@@ -19,6 +19,7 @@ from scvae_jax import (
     models,
     objectives,
     phases,
+    schedule,
     selection,
     steps,
     training,
@@ -235,7 +236,7 @@ def test_no_finite_bound_ends_with_advice(small):
 
 def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
     traces = []
-    make = phases.make_train_step
+    make = schedule.make_train_step
 
     def counting(*args, **kwargs):
         step = make(*args, **kwargs)
@@ -246,7 +247,7 @@ def test_the_step_is_traced_once_in_a_run(small, monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(phases, "make_train_step", counting)
+    monkeypatch.setattr(schedule, "make_train_step", counting)
     # 108 training cells: three batches of 32 and a short one
     result = fit(small, epochs=3)
     assert traces == [(32,)]
@@ -542,7 +543,7 @@ def test_free_parameters_may_have_a_rate_of_their_own(setting, small):
     [(7, 27, 7), (None, 27, 222), (None, 5, 400), (None, 10_000, 20)],
 )
 def test_number_of_epochs(n_epochs, steps_per_epoch, expected):
-    assert phases.n_epochs(TrainConfig(epochs=n_epochs), steps_per_epoch) == expected
+    assert schedule.n_epochs(TrainConfig(epochs=n_epochs), steps_per_epoch) == expected
 
 
 @pytest.mark.parametrize(
