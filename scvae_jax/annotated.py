@@ -196,8 +196,16 @@ def in_memory(adata: anndata.AnnData) -> anndata.AnnData:
         for name in ("obsm", "varm", "obsp", "varp")
     }
     layers = {name: adata.layers[name].copy() for name in layer_names(adata)}
-    uns = copy.deepcopy(dict(adata.uns))
-    return anndata.AnnData(**tables, **mappings, layers=layers, uns=uns)
+    parts = tables | mappings | {"layers": layers, "uns": copy.deepcopy(adata.uns)}
+    if adata.raw is not None:
+        x = adata.raw.X
+        parts["raw"] = {
+            # dense or sparse, in the file or of a view
+            "X": x.to_memory() if hasattr(x, "to_memory") else x[:],
+            "var": adata.raw.var.copy(),
+            "varm": dict(adata.raw.varm),
+        }
+    return anndata.AnnData(**parts)
 
 
 def make_actual(adata: anndata.AnnData) -> anndata.AnnData:

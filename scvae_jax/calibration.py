@@ -239,6 +239,7 @@ def _fits_of(
             "genes": np.array_equal(model.genes, first.genes),
             "batches": model.batches == first.batches,
             "split": np.array_equal(split(model), split(first)),
+            "counts": _of_same_counts(model, first),
             # whether the total of a cell is given or explained: scores differ for it
             "reading of a cell's depth (library means do, free ones and bernoulli do "
             "not)": _reads_depth(model) == _reads_depth(first),
@@ -261,6 +262,14 @@ def _is_alike(other: Fitted, model: Fitted) -> bool:
     seed = model.train_config.seed
     train_config = dataclasses.replace(other.train_config, seed=seed)
     return (other.config, train_config) == (model.config, model.train_config)
+
+
+def _of_same_counts(model: Fitted, first: Fitted) -> bool:
+    """Whether cells of two fits have the same totals, as far as is known."""
+    if model.totals is None or first.totals is None:
+        return True
+    alike = np.array_equal(model.cells, first.cells)
+    return not alike or np.allclose(model.totals, first.totals)
 
 
 def _reads_depth(fitted: Fitted) -> bool:

@@ -59,7 +59,8 @@ class Fitted:
         totals: [n] of the counts that were used, by which cells of the same name are
             told from them; None: not known.
         history: for each epoch a dict of figures, bounds in nats per cell.
-        summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like;
+        summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like
+            (of mixtures place_seconds, to place the components of all fits);
             own_optimizer and own_kl_weight are true where they were passed as values.
         versions: of Python's packages and of the device at the time.
         alternatives: other fits of the same cells, best first; clusters that match

@@ -361,11 +361,15 @@ def demo(
     codes = adata.obs["scvae_cluster"].astype(str).to_numpy()
     agreed = scores.label_scores(codes, labels, "bulk_labels")
     colors = ("bulk_labels", "scvae_cluster")
-    # what takes longest first, and the picture appears when the rest is there
-    with files.folders_above(picture), files.whole(picture) as part:
-        plots.latent_space(adata, part, colors=colors, seed=seed)
+    # all of it is made before any of it appears
+    with (
+        files.folders_above(picture),
+        files.whole(picture) as picture_part,
+        files.whole(file) as file_part,
+    ):
+        plots.latent_space(adata, picture_part, colors=colors, seed=seed)
+        annotated.write_h5ad(adata, file_part)
         fitted.save(run, overwrite=overwrite)
-        annotated.write_h5ad(adata, file)
     figures |= {
         "ari": agreed["ari"],
         "nmi": agreed["nmi"],

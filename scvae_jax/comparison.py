@@ -124,9 +124,9 @@ def compare(
             clusters as labels (`oracle_k` is true then, and such scores are no match
             for those of own clusters), with n_labels and n_scored.
         stability: median adjusted Rand index between pairs of seeds, of these clusters.
-        seconds: of training, a fit's share of its program; compile_seconds: of the
-            program. epochs, best_epoch, skipped_steps, versions, and `note` where a fit
-            failed.
+        seconds: of training, with the placing of components, a fit's share of its
+            program; compile_seconds: of the program.
+        epochs, best_epoch, skipped_steps, versions, and `note` where a fit failed.
 
     Raises:
         InputError: for data or settings that cannot be used, or a folder that holds

@@ -155,50 +155,54 @@ def split_of(
         InputError: if names of cells repeat, here or in the fit, and so cannot tell.
     """
     names = np.asarray(adata.obs_names, dtype=str)
-    known = dict(zip(fitted.cells.tolist(), fitted.split.tolist(), strict=True))
-    n_known = sum(name in known for name in names.tolist())
-    if totals is not None and fitted.totals is not None:
-        _warn_of_namesakes(names, totals, fitted)
-    # as anndata names them by default, some of them left out perhaps
-    elif n_known and all(name.isdecimal() for name in names.tolist()):
-        warnings.warn(
-            f"cells are named by numbers, and by that alone {n_known} of them are "
-            "taken for cells of the fit: if they are not, set adata.obs_names",
-            InputWarning,
-            stacklevel=3,
-        )
-    if np.array_equal(names, fitted.cells):
-        return fitted.split
+    same = np.array_equal(names, fitted.cells)
+    known = {name: place for place, name in enumerate(fitted.cells.tolist())}
+    place = np.array([known.get(name, -1) for name in names.tolist()], dtype=int)
+    place = np.arange(len(names)) if same else place
     key = fitted.data_config.split_key
+    said = np.array(["new"] * len(names), dtype=str)
     has_column = key is not None and key in adata.obs
-    said = ["new"] * len(names)
     if has_column:
-        said = column_of(adata, key, "split").astype(str).tolist()
+        said = column_of(adata, key, "split").astype(str).to_numpy(dtype=str)
     # names that repeat matter where some are those of the fit
     repeat = len(known) < len(fitted.cells) or len(set(names.tolist())) < len(names)
-    if n_known and repeat:
+    if repeat and not same and (place >= 0).any():
         if has_column:
-            return np.array(said, dtype=str)
+            return said
         raise InputError(
             "found names of cells that repeat, expected unique ones to tell training "
             "cells from new ones, rename those that are not of the fit (where its own "
             "repeat, call adata.obs_names_make_unique() and fit again)"
         )
-    found = [known.get(name, part) for name, part in zip(names, said, strict=True)]
-    return np.array(found, dtype=str)
+    _warn_of_namesakes(names, place, totals, fitted)
+    return np.where(place >= 0, fitted.split[place], said)
 
 
-def _warn_of_namesakes(names: np.ndarray, totals: np.ndarray, fitted: Fitted) -> None:
-    """Say how many cells have the name of a cell of the fit and another total."""
-    expected = dict(zip(fitted.cells.tolist(), fitted.totals.tolist(), strict=True))
-    there = np.array([expected.get(name, np.nan) for name in names.tolist()])
-    known = ~np.isnan(there)
-    odd = int((~np.isclose(totals[known], there[known], rtol=1e-5)).sum())
-    if odd:
+def _warn_of_namesakes(
+    names: np.ndarray, place: np.ndarray, totals: np.ndarray | None, fitted: Fitted
+) -> None:
+    """Say where cells may be others than those of the fit at `place`, -1 for none."""
+    known = place >= 0
+    n_known = int(known.sum())
+    if n_known and totals is not None and fitted.totals is not None:
+        expected = fitted.totals[place[known]]
+        odd = int((~np.isclose(totals[known], expected, rtol=1e-5)).sum())
+        if odd:
+            warnings.warn(
+                f"{odd} of {n_known} cells that have the name of a cell of the fit "
+                "have other counts than it had: if they are other cells, set "
+                "adata.obs_names",
+                InputWarning,
+                stacklevel=4,
+            )
+        # those that are all alike tell nothing
+        if odd or np.ptp(expected) > 0:
+            return
+    # as anndata names them by default, some of them left out perhaps
+    if n_known and all(name.isdecimal() for name in names.tolist()):
         warnings.warn(
-            f"{odd} of {known.sum()} cells that have the name of a cell of the fit "
-            "have other counts than it had: if they are other cells, set "
-            "adata.obs_names",
+            f"cells are named by numbers, and by that alone {n_known} of them are "
+            "taken for cells of the fit: if they are not, set adata.obs_names",
             InputWarning,
             stacklevel=4,
         )

@@ -5,10 +5,11 @@ import os
 import secrets
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from scvae_jax.checks import InputError, expect
+from scvae_jax.checks import InputError, InputWarning, expect
 
 try:
     import fcntl
@@ -203,3 +204,9 @@ def _replace(path: Path, part: Path) -> None:
         # else the old one is the only one
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():
+                warnings.warn(
+                    f"what was at {path} cannot be removed and is left at {aside}",
+                    InputWarning,
+                    stacklevel=2,
+                )

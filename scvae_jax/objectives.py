@@ -142,6 +142,9 @@ def log_responsibilities(terms: Terms) -> Array:
 
     Returns:
         [S, B, K]; K is 1 without clusters.
+
+    Raises:
+        ValueError: for terms without the axis of samples.
     """
     terms = _with_clusters(terms)
     if terms.log_qy is not None:
@@ -161,7 +164,7 @@ def elbo_parts(terms: Terms, kl: str = "analytic") -> Parts:
         The parts, [B] nats per cell each.
 
     Raises:
-        ValueError: for another `kl`.
+        ValueError: for another `kl`, or terms without the axis of samples.
     """
     _expect_one_of("kl", kl, KINDS_OF_KL)
     log_qy = log_responsibilities(terms)
@@ -187,6 +190,9 @@ def importance_weighted_bound(terms: Terms) -> Array:
 
     Returns:
         [B] nats per cell.
+
+    Raises:
+        ValueError: for terms without the axis of samples.
     """
     log_weight = _log_weight(terms, 1.0)
     return jax.nn.logsumexp(log_weight, axis=(0, 2)) - jnp.log(len(log_weight))

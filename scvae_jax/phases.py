@@ -92,7 +92,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         Course(config.patience, None if plan.optimizer else float(rate))
         for rate in rates
     ]
-    seconds = compile_seconds = 0.0
+    seconds = compile_seconds = place_seconds = 0.0
     phases = phases_of(model, config, epochs, steps_per_epoch)
     # of one fit: that each is the same alone and among others
     n_entries = float(epochs * n_train * model.modalities[0].n_features)
@@ -124,7 +124,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
                     plan, model, states, fits, phase.before * steps_per_epoch
                 )
             placed = time.perf_counter()
-            seconds += placed - started
+            place_seconds += placed - started
             best = _first_best(states.params)
             train, look = (program() for program in of_phase)
             compiled = time.perf_counter()
@@ -167,6 +167,8 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         "seconds_per_epoch": round(seconds / trained, 5),
         "cells_per_second": round(n_train * trained / seconds, 1),
     }
+    if model.n_clusters:
+        summary["place_seconds"] = round(place_seconds, 3)
     common = (phases, steps_per_epoch, summary)
     return [
         fit.error or _result(plan, model, _of_fit(states.params, i), fit, *common)

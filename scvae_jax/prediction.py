@@ -194,12 +194,14 @@ def _half(
         means = tuple(
             mean + one / (s + 1) for mean, one in zip(means, off, strict=True)
         )
-        added = (one**2 * (s / (s + 1)) for one in off[2:])
+        added = (one**2 * s / (s + 1) for one in off[2:])
         squares = tuple(map(jnp.add, squares, added))
         return (jnp.logaddexp(log_total, log_prob), means, squares), at_nonzero
 
     shape, *shapes = jax.eval_shape(of_sample, z[0])[:2]
-    means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), *shapes)
+    # a likelihood of one's own may have whole numbers
+    floats = partial(jnp.promote_types, jnp.float32)
+    means = jax.tree.map(lambda s: jnp.zeros(s.shape, floats(s.dtype)), *shapes)
     start = (jnp.full(shape.shape, -jnp.inf, shape.dtype), means, means[2:])
     numbered = (jnp.arange(n_samples), z)
     (log_total, means, squares), at_nonzero = jax.lax.scan(one, start, numbered)

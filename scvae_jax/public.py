@@ -206,17 +206,18 @@ def _complete(url: str, part: Path, tag: Path, signature: bytes) -> None:
     try:
         total = _continue(url, part, tag)
     except (OSError, http.client.HTTPException) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        advice = (
-            "free some or choose another folder (folder=)"
-            if full
-            else "check the connection and call again, or put the file into "
-            f"{part.parent}"
-        )
-        what = f"room for it in {part.parent}" if full else "the file"
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            advice = (
+                f"room for it in {part.parent}, free some or choose another folder "
+                "(folder=)"
+            )
+        else:
+            advice = (
+                "the file, check the connection and call again, or put the file into "
+                f"{part.parent}"
+            )
         raise InputError(
-            f"found that {url} cannot be fetched ({one_line(error)}), expected {what}, "
-            f"{advice}"
+            f"found that {url} cannot be fetched ({one_line(error)}), expected {advice}"
         ) from None
     size = part.stat().st_size
     if size < total:

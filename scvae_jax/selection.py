@@ -205,5 +205,6 @@ def cells_to_device(data: CountData, where: np.ndarray | slice) -> CellData:
     """
     categorical = data.batch[where, None]
     # scipy would copy all
-    x = data.x if isinstance(where, slice) else data.x[where]
+    everything = isinstance(where, slice) and where == slice(None)
+    x = data.x if everything else data.x[where]
     return batches.to_device(x, data.depth[where], categorical)

@@ -128,8 +128,20 @@ def _prepare(
 ) -> tuple[CountData, np.ndarray | None]:
     """Cells that are good for every entry, and their labels, missing ones None."""
     named = [(config, named_likelihood(config)) for config in entries.values()]
-    for kind in dict.fromkeys(kind_of(likelihood) for _, likelihood in named):
-        data = prepare(source, data_config, support=SUPPORTS[kind])
+    supports = {}
+    for _, likelihood in named:
+        # whole counts suit all families of counts
+        kind, whole = kind_of(likelihood), likelihood.support == "integers"
+        supports[kind] = "integers" if whole else supports.get(kind, SUPPORTS[kind])
+    prepared = [prepare(source, data_config, support=s) for s in supports.values()]
+    data = prepared[0]
+    expect(
+        all(np.array_equal(data.x.data, other.x.data) for other in prepared),
+        f"fractional counts that are rounded for one of {listing(list(supports))} and "
+        "not for another",
+        "the same for all",
+        "compare one kind of likelihood at a time, or round before",
+    )
     for config, likelihood in named:
         sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
         from_config(config, likelihood, **sizes)

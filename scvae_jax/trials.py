@@ -212,7 +212,9 @@ def evaluate_seeds(
             "epochs": summary["epochs"],
             "best_epoch": summary["best_epoch"],
             "skipped_steps": summary["skipped_steps"],
-            "seconds": summary["seconds_per_epoch"] * summary["epochs"],
+            "seconds": summary["seconds_per_epoch"] * summary["epochs"]
+            # of all fits together
+            + summary.get("place_seconds", 0.0) / len(fits),
             "compile_seconds": summary["compile_seconds"],
         }
         per_cell |= {"log_prob_total": total, "null_log_prob": null, "cluster": codes}

@@ -320,6 +320,7 @@ def test_backed_files_without_x(cells, fitted, quick, tmp_path, how):
     cells = cells.copy()
     cells.layers["counts"], cells.X = cells.X, None
     cells.uns["kept"] = {"of": "the user"}
+    cells.raw = anndata.AnnData(cells.layers["counts"][:, :3], obs=cells.obs)
     backed = backed_file(cells, tmp_path)
     try:
         given = backed[:10] if how == "view" else backed
@@ -328,6 +329,7 @@ def test_backed_files_without_x(cells, fitted, quick, tmp_path, how):
         assert "X_scvae" in written.obsm and written.uns["kept"] == cells.uns["kept"]
         expected = cells.layers["counts"][: len(given)]
         assert (written.layers["counts"] != expected).nnz == 0
+        assert (expected[:, :3] != written.raw.X).nnz == 0
     finally:
         backed.file.close()
 

@@ -537,7 +537,7 @@ def test_totals_of_cells_whose_total_is_given(truth, fitted):
     )
 
 
-def test_spread_of_large_totals(monkeypatch):
+def test_spread_of_large_totals():
     """Of which the squares, of 1e11 and more, would not tell the spread in float32."""
     random = np.random.default_rng(0)
     n_genes, n_samples, total = 60, 100, 5e5

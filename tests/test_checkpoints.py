@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 
 import scvae_jax as sv
 from scvae_jax import building, checkpoints, files, likelihoods
-from scvae_jax.checks import InputError
+from scvae_jax.checks import InputError, InputWarning
 
 TEXTS = ("config.json", "genes.json", "cells.csv", "history.json")
 PARTS = (*TEXTS, "params")
@@ -367,16 +369,24 @@ def test_an_old_run_that_cannot_be_removed_is_no_failure(fitted, copied, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", unlink)
-        fitted.save(copied, overwrite=True)
+        with pytest.warns(InputWarning, match=r"run cannot be removed and is left at "):
+            fitted.save(copied, overwrite=True)
     assert checkpoints.load(copied).genes.tolist() == fitted.genes.tolist()
 
 
-def test_a_run_is_loaded_to_the_default_device(fitted, copied):
-    device = jax.devices("cpu")[0]
-    with jax.default_device(device):
-        loaded = checkpoints.load(copied)
-    leaves = jax.tree.leaves(loaded.params)
-    assert {*map(lambda leaf: tuple(leaf.devices()), leaves)} == {(device,)}
+def test_a_run_is_loaded_to_the_default_device(copied):
+    code = f"""
+import jax
+from scvae_jax import checkpoints
+
+device = jax.devices()[1]
+with jax.default_device(device):
+    loaded = checkpoints.load({str(copied)!r})
+places = [leaf.devices() for leaf in jax.tree.leaves(loaded.params)]
+assert places and all(place == {{device}} for place in places), places
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True)
 
 
 def test_what_orbax_makes_of_a_full_disk(fitted, tmp_path, monkeypatch):

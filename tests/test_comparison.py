@@ -497,6 +497,18 @@ def test_fractional_counts(quick, compare, cells, monkeypatch):
     with pytest.warns(InputWarning, match="are fractional and are rounded"):
         compare(adata, fractional="round")
     assert set(asked) == {"round"}
+    # before anything is fitted
+    asked.clear()
+    names = ["negative_binomial", "gaussian"]
+    with (
+        pytest.warns(InputWarning, match="are fractional and are rounded"),
+        pytest.raises(InputError, match="rounded for one of counts, densities and not"),
+    ):
+        compare(adata, likelihoods=names, fractional="round", out="other")
+    names = ["negative_binomial", "categorised_poisson"]
+    with pytest.raises(InputError, match="expected integers for a categorised"):
+        compare(adata, likelihoods=names, fractional="allow", out="third")
+    assert not asked
 
 
 def test_fits_of_another_recipe_are_refused(quick, compare, monkeypatch):

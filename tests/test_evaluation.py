@@ -278,6 +278,16 @@ def test_other_cells_of_the_same_names_are_told(fitted, small, tmp_path):
         for function in (sv.apply, sv.calibrate, partial(sv.evaluate, split="all")):
             with pytest.warns(InputWarning, match=said):
                 function(other.copy(), model)
+    # by place where names repeat, and by their numbers where totals are all alike
+    twice = np.array([f"cell_{n // 2}" for n in range(120)])
+    repeated = dataclasses.replace(loaded, cells=twice)
+    other.obs_names = twice
+    with pytest.warns(InputWarning, match=said):
+        sv.evaluate(other, repeated, split="all", n_samples=1)
+    alike = dataclasses.replace(numbered, totals=np.full(120, 5.0))
+    other.obs_names = numbered.cells
+    with pytest.warns(InputWarning, match="by that alone 120 of them are taken"):
+        evaluation.split_of(other, alike, alike.totals)
     # elsewhere they may be others, as those of fewer genes
     other.layers["half"] = other.X
     sv.evaluate(other, loaded, layer="half", n_samples=1)
