@@ -12,6 +12,7 @@ _PUBLIC = {
     "TrainConfig": "config",
     "DataConfig": "config",
     "InputError": "checks",
+    "InputWarning": "checks",
     "Fitted": "checkpoints",
     "load": "checkpoints",
     "fit": "training",

@@ -2,7 +2,7 @@
 
 config.json   settings, batches, figures of the training, versions
 genes.json    gene names, in the model's order
-cells.csv     the cells that were fitted, and their part of the split
+cells.csv     the cells that were fitted, their part of the split and their totals
 history.json  the bounds of every epoch
 params/       orbax
 alternatives/ other fits of the same cells, if any, each a run folder
@@ -58,10 +58,17 @@ class Fitted:
         split: [n] train, validation or test.
         totals: [n] of the counts that were used, by which cells of the same name are
             told from them; None: not known.
-        history: for each epoch a dict of figures, bounds in nats per cell.
-        summary: epochs, steps, seconds, compile_seconds, validation_elbo and the like
-            (of mixtures place_seconds, to place the components of all fits);
-            own_optimizer and own_kl_weight are true where they were passed as values.
+        history: for each epoch a dict: epoch, phase, loss, kl_weight, skipped_steps,
+            validation_elbo, validation_bound (nats per cell) and seconds; of mixtures
+            also validation_kl_y, clusters_used and effective_clusters.
+        summary: n_train, n_validation, n_genes and n_fits; epochs, best_epoch,
+            stopped_early, steps and skipped_steps; seconds (of training),
+            compile_seconds, place_seconds (of a mixture's components) and
+            total_seconds, of all fits together, seconds_per_epoch and cells_per_second;
+            validation_elbo and validation_bound of the best epoch, nats per cell;
+            split_seed where the split was drawn; of mixtures n_clusters, clusters_used
+            and cluster_sizes [K]. own_optimizer and own_kl_weight are true where they
+            were passed as values.
         versions: of Python's packages and of the device at the time.
         alternatives: other fits of the same cells, best first; clusters that match
             have the same number in all.

@@ -51,6 +51,7 @@ Epochs = Annotated[
     int | None, typer.Option(help="At the most; default: about 6,000 steps.")
 ]
 BatchSize = Annotated[int, typer.Option(help="Cells a step.")]
+CellsAtATime = Annotated[int, typer.Option("--batch-size", help="Cells at a time.")]
 LearningRate = Annotated[float, typer.Option(help="At its peak.")]
 ScoreKey = Annotated[
     str | None,
@@ -82,7 +83,13 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
     model: Annotated[str, typer.Option(help="vae or gmvae.")] = MODEL.model,
-    likelihood: Annotated[str, typer.Option(help="Its name.")] = MODEL.likelihood,
+    likelihood: Annotated[
+        str,
+        typer.Option(
+            help="Such as poisson or zero_inflated_negative_binomial; an unknown name "
+            "lists all."
+        ),
+    ] = MODEL.likelihood,
     likelihood_option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE, such as dispersion=gene_batch or k_max=5."),
@@ -112,7 +119,10 @@ def train(
     seed: Seed = TRAIN.seed,
     seeds: Annotated[
         int,
-        typer.Option(help="Fits, each of a seed of its own."),
+        typer.Option(
+            help="Fits, of the seeds from --seed on; the best is looked at, the others "
+            "are kept beside it."
+        ),
     ] = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -170,6 +180,7 @@ def evaluate(
     score_key: ScoreKey = None,
     missing_genes: MissingGenes = "error",
     layer: LayerAgain = None,
+    batch_size: CellsAtATime = TRAIN.batch_size,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -185,6 +196,7 @@ def evaluate(
         score_key=score_key,
         missing_genes=missing_genes,
         layer=layer,
+        batch_size=batch_size,
         seed=seed,
     )
     if not (as_json or fitted.model.n_clusters):
@@ -206,6 +218,7 @@ def apply(
     ] = None,
     missing_genes: MissingGenes = "error",
     layer: LayerAgain = None,
+    batch_size: CellsAtATime = TRAIN.batch_size,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -221,6 +234,7 @@ def apply(
     fitted = checkpoints.load(run)
     adata = annotated.read_h5ad(data)
     given = {"missing_genes": missing_genes, "layer": layer, "seed": seed}
+    given |= {"batch_size": batch_size}
     if denoised:
         with warnings.catch_warnings():
             # what there is to warn of, apply does
@@ -256,7 +270,13 @@ def compare(
     epochs: Epochs = None,
     batch_size: BatchSize = TRAIN.batch_size,
     learning_rate: LearningRate = TRAIN.learning_rate,
-    samples: Annotated[int, typer.Option(help="Importance samples.")] = 100,
+    samples: Annotated[
+        int,
+        typer.Option(
+            help="Decodes of a cell: importance samples, of a conditional gmvae K for "
+            "each."
+        ),
+    ] = 100,
     score_key: ScoreKey = None,
     layer: Layer = None,
     batch_key: BatchKey = None,

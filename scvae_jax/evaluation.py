@@ -297,6 +297,7 @@ def evaluate(
 
     Raises:
         InputError: for data that cannot be used, or a part of the split without cells.
+        ImportError: with a score key, without scikit-learn.
     """
     check_count("n_samples", n_samples, 1)
     check_pass(batch_size, seed)

@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from scvae_jax.checks import InputError, InputWarning, listing, plain
+from scvae_jax.checks import InputError, InputWarning, expect, listing, plain
 from scvae_jax.config import ModelConfig, TrainConfig
 from scvae_jax.evaluation import prepare_as
 from scvae_jax.placing import cluster_codes
@@ -42,7 +42,8 @@ def sweep_clusters(
         train_config: a TrainConfig; None for the defaults.
         n_clusters: the numbers K to try.
         seeds: fits of each.
-        **data: where the data is, as in `fit`.
+        **data: where the data is, as in `fit`; also a likelihood or optimizer of one's
+            own, and `progress`.
 
     Returns:
         A row for each K: validation_bound (mean over seeds) and its standard deviation,
@@ -62,6 +63,12 @@ def sweep_clusters(
             f"found {config!r} and n_clusters={n_clusters!r}, expected a "
             "ModelConfig of model='gmvae' and numbers to try, pass them"
         )
+    expect(
+        not data.get("settings"),
+        f"settings={data.get('settings')!r}",
+        "one setting of all fits, as stability is that between seeds",
+        "sweep each by itself",
+    )
     # what is wrong with any is said before the first fit
     configs = [dataclasses.replace(config, n_clusters=k) for k in numbers]
     expect_scikit_learn()

@@ -334,6 +334,49 @@ def test_backed_files_without_x(cells, fitted, quick, tmp_path, how):
         backed.file.close()
 
 
+@pytest.mark.parametrize("function", [sv.apply, sv.denoise, sv.evaluate])
+def test_a_model_in_another_place(small, fitted, function):
+    for arguments in ((small, "run"), (fitted, small)):
+        with pytest.raises(InputError, match="a fitted model after the AnnData object"):
+            function(*arguments)
+
+
+@pytest.mark.parametrize("function", [sv.apply, sv.denoise, sv.evaluate, sv.calibrate])
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("seed", -1)])
+def test_sizes_and_seeds_of_a_pass(small, fitted, function, name, value):
+    with pytest.raises(InputError, match=f"found {name}={value}, expected a whole"):
+        function(small.copy(), fitted, **{name: value})
+
+
+def test_fields_of_a_mixture_under_another_name(small, untrained):
+    found = sv.apply(small, untrained("shared"), key_added="mine", copy=True)
+    written = {"mine_elbo", "mine_split", "mine_cluster", "mine_cluster_entropy"}
+    assert set(found.obs) - set(small.obs) == written
+    fields = {"X_mine", "mine_cluster_probabilities"}
+    assert set(found.obsm) - set(small.obsm) == fields
+    assert "cluster_genes" in found.uns["mine"]
+
+
+def test_denoised_as_of_another_batch_and_elsewhere(small, untrained):
+    fitted = untrained("shared")
+
+    def denoised(adata=small, layer_added="scvae_denoised", **options):
+        options |= {"layer_added": layer_added, "copy": True}
+        return sv.denoise(adata, fitted, **options).layers[layer_added]
+
+    own, first = denoised(), denoised(batch=fitted.batches[0])
+    of_first = (small.obs["batch"] == fitted.batches[0]).to_numpy()
+    np.testing.assert_allclose(first[of_first], own[of_first], rtol=1e-5)
+    assert np.abs(first[~of_first] / own[~of_first] - 1).mean() > 0.01
+    np.testing.assert_array_equal(denoised(layer_added="mine"), own)
+    moved = small.copy()
+    moved.layers["counts"], moved.X = small.X, None
+    np.testing.assert_array_equal(denoised(moved, layer="counts"), own)
+    with pytest.warns(InputWarning, match="5 of the model's 40 genes are missing"):
+        found = denoised(small[:, 5:].copy(), missing_genes="zeros")
+    assert found.shape == (120, 35)
+
+
 # Genes
 
 
@@ -374,7 +417,8 @@ def test_missing_genes(small, fitted):
     zeros.X = zeros.X.multiply(np.arange(40) >= 5).tocsr()
     with pytest.warns(InputWarning, match="5 of the model's 40 genes are missing"):
         sv.apply(lacking, fitted, missing_genes="zeros")
-    sv.apply(zeros, fitted)
+    # whose totals are others
+    sv.apply(zeros, dataclasses.replace(fitted, totals=None))
     np.testing.assert_array_equal(lacking.obsm["X_scvae"], zeros.obsm["X_scvae"])
     np.testing.assert_array_equal(lacking.obs["scvae_elbo"], zeros.obs["scvae_elbo"])
 
@@ -421,7 +465,7 @@ def test_cells_without_counts_get_finite_figures(small, fitted):
     adata = small.copy()
     adata.X = adata.X.multiply((np.arange(120) > 1)[:, None]).tocsr()
     with pytest.warns(InputWarning, match="2 of 120 cells have no counts"):
-        sv.apply(adata, fitted)
+        sv.apply(adata, dataclasses.replace(fitted, totals=None))
     assert np.isfinite(adata.obsm["X_scvae"]).all()
     assert np.isfinite(adata.obs["scvae_elbo"]).all()
 

@@ -60,6 +60,7 @@ def made(fitted, adata, config, data_config=None, profiles=None):
         batches=(),
         cells=np.asarray(adata.obs_names, dtype=str),
         split=part.to_numpy().astype(str),
+        totals=None,
     )
 
 
@@ -583,6 +584,40 @@ def test_where_jax_has_64_bits(small):
         fitted = sv.fit(small, config, sv.TrainConfig(epochs=1), progress=False)
         found = sv.calibrate(small.copy(), fitted, n_samples=2)["negative_binomial"]
     assert np.isfinite(found.summary["log_score"])
+
+
+def test_the_rate_is_passed_on(truth, models, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        calibration, "preferences", lambda *given: asked.append(given[-1]) or {}
+    )
+    two = {name: models[name] for name in ("poisson", "negative_binomial")}
+    with pytest.warns(InputWarning, match="one fit only"):
+        sv.calibrate(truth[0].copy(), two, n_samples=1, false_discovery_rate=0.2)
+    assert asked == [0.2]
+
+
+def test_counts_of_a_layer(truth, models):
+    adata = truth[0].copy()
+    expected = sv.calibrate(adata.copy(), models["poisson"], n_samples=1)["poisson"]
+    adata.layers["counts"], adata.X = adata.X, None
+    found = sv.calibrate(adata, models["poisson"], n_samples=1, layer="counts")
+    pd.testing.assert_frame_equal(found["poisson"].genes, expected.genes)
+
+
+@pytest.mark.parametrize(
+    ("what", "odd"),
+    [
+        ("batches", {"batches": ("x",)}),
+        ("split", {"split": np.array(["test"] * N_CELLS)}),
+        ("counts", {"totals": np.full(N_CELLS, 2.0)}),
+    ],
+)
+def test_models_of_other_data_are_refused(truth, models, what, odd):
+    first = dataclasses.replace(models["poisson"], totals=np.ones(N_CELLS))
+    both = {"a": first, "b": dataclasses.replace(first, **odd)}
+    with pytest.raises(InputError, match=f"found 'b' and 'a' of different {what}, exp"):
+        sv.calibrate(truth[0].copy(), both)
 
 
 def test_adjusted_p_values_by_hand():

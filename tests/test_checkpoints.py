@@ -129,7 +129,7 @@ def test_the_run_is_readable(fitted, run):
     assert [row["epoch"] for row in history] == [1, 2]
     assert all(np.isfinite(row["validation_elbo"]) for row in history)
     lines = (run / "cells.csv").read_text().splitlines()
-    assert lines[0] == '"cell","split"'
+    assert lines[0] == '"cell","split","total"'
     assert len(lines) == 1 + 120
     parts = {json.loads(line.split(",")[1]) for line in lines[1:]}
     assert parts == {"train", "validation"}
@@ -329,6 +329,13 @@ def test_a_save_that_fails_between_two_moves_puts_the_old_run_back(
         with pytest.raises(Full):
             fitted.save(copied, overwrite=True)
     assert content(tmp_path) == before
+
+
+def test_a_link_is_not_replaced(fitted, copied, tmp_path):
+    (tmp_path / "link").symlink_to(copied)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="found a link at .*link, expected a new"):
+            fitted.save(tmp_path / "link", overwrite=overwrite)
 
 
 def test_a_link_that_leads_nowhere_is_found_before_any_work(tmp_path):

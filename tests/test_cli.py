@@ -419,7 +419,10 @@ def test_demo(command, tmp_path):
         (["--help"], ["train", "evaluate", "apply", "compare", "demo"]),
         (
             ["train", "--help"],
-            ["--latent-size", "--fractional", "--json", "--clusters"],
+            [
+                *("--latent-size", "--fractional", "--json", "--clusters"),
+                *("zero_inflated_negative_binomial", "lists all"),
+            ],
         ),
         (["evaluate", "--help"], ["--score-key", "--samples", "--json"]),
         (["apply", "--help"], ["--missing-genes", "--out", "--overwrite"]),
@@ -618,6 +621,12 @@ TRAIN = [
     ("train cells --hidden-sizes 12.5", "found hidden sizes '12.5'"),
     ("train cells --hidden-sizes=", "found hidden sizes '', expected"),
     ("train cells --hidden-sizes 128,,64", "found hidden sizes '128,,64', expected"),
+    ("train cells --precision half", "found precision='half', expected one of float32"),
+    ("evaluate RUN cells --batch-size 0", "found batch_size=0, expected a whole"),
+    (
+        "apply RUN cells --out new --batch-size 0",
+        "found batch_size=0, expected a whole",
+    ),
     ("train cells --hidden-sizes big", "found hidden sizes 'big'"),
     ("train cells --epochs 0", "found epochs=0"),
     ("train cells --batch-size 0", "found batch_size=0"),

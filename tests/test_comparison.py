@@ -717,6 +717,8 @@ def test_options_of_the_command(quick, command, folder):
         *("--seeds", 1, "--seed", 7, "--splits", 2, "--test-fraction", 0.2),
         *("--reference", "poisson/vae", "--batch-key", "batch", "--genes", "half"),
         *("--learning-rate", 0.01, "--posterior", "conditional", "--out", "new"),
+        *("--latent-size", 3, "--hidden-sizes", "9,7"),
+        *("--epochs", 2, "--batch-size", 50),
     )
     assert code == 0, err
     # the two that are not tied to a file: remarks on seeds and on totals
@@ -727,12 +729,27 @@ def test_options_of_the_command(quick, command, folder):
     assert settings["gmvae"]["posterior"] == "conditional"
     assert settings["train"]["learning_rate"] == 0.01
     assert settings["source"]["batch_key"] == "batch"
+    model, train, source = (settings[name] for name in ("model", "train", "source"))
+    assert (model["n_latent"], model["hidden_sizes"]) == (3, [9, 7])
+    assert (train["epochs"], train["batch_size"]) == (2, 50)
+    assert train["test_fraction"] == 0.2
+    assert source["genes"] == "half"
     assert set(settings["data"]) == {"cells", "second"}
     table = json.loads((folder / "new" / "table.json").read_text())
     assert len(table["rows"]) == 2 * 2 * 2 * 2
     assert {row["seed"] for row in table["rows"]} == {7}
     assert {row["split"] for row in table["rows"]} == {7, 8}
     assert {row["reference"] for row in table["ranks"]} == {"poisson/vae"}
+
+
+def test_a_comparison_is_replaced_on_the_command_line(quick, command, folder):
+    line = "compare cells.h5ad --likelihoods poisson --out new"
+    assert command(*line.split())[0] == 0
+    more = "--layer binary --fractional round --overwrite"
+    code, _, err = command(*line.split(), *more.split())
+    assert code == 0, err
+    source = json.loads((folder / "new" / "comparison.json").read_text())["source"]
+    assert (source["layer"], source["fractional"]) == ("binary", "round")
 
 
 def test_clusters_that_were_not_asked_for_are_said(quick, command, folder):

@@ -1,6 +1,7 @@
 """Held-out bounds, parts of the split, scores."""
 
 import dataclasses
+import sys
 from functools import partial
 
 import jax
@@ -11,7 +12,15 @@ import pytest
 from sklearn import metrics
 
 import scvae_jax as sv
-from scvae_jax import building, evaluation, latents, objectives, scores, selection
+from scvae_jax import (
+    building,
+    evaluation,
+    latents,
+    objectives,
+    plots,
+    scores,
+    selection,
+)
 from scvae_jax.checks import InputError, InputWarning
 from scvae_jax.config import DataConfig
 from scvae_jax.counts import prepare
@@ -246,6 +255,21 @@ def test_errors(fitted, small, options, message):
     adata.obs["one"] = pd.Categorical(["same"] * 120)
     with pytest.raises(InputError, match=message):
         sv.evaluate(adata, fitted, **options)
+
+
+def test_absent_packages_are_named(small, fitted, tmp_path, monkeypatch):
+    applied = sv.apply(small, fitted, copy=True)
+    for name in ("scanpy", "sklearn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="found no scanpy.*method='pca'"):
+        plots.latent_space(applied, tmp_path / "latent.png")
+    mixture = sv.ModelConfig(model="gmvae")
+    for call in (
+        lambda: sv.evaluate(small, fitted, split="all", score_key="cell_type"),
+        lambda: sv.sweep_clusters(small, mixture, n_clusters=(2,)),
+    ):
+        with pytest.raises(ImportError, match="found no scikit-learn"):
+            call()
 
 
 def test_names_that_are_numbers_tell_little(fitted, small):

@@ -1009,6 +1009,15 @@ def outputs(likelihood: Likelihood) -> tuple[dict, dict]:
     return cast(heads), cast(free)
 
 
+def test_a_code_of_no_batch():
+    likelihood = likelihoods.negative_binomial(dispersion="gene_batch")
+    heads, free = outputs(likelihood)
+    codes = COVARIATES._replace(batch=jnp.array([-1, N_BATCHES, 1]))
+    found = likelihood.link(heads, free, codes)["log_dispersion"]
+    np.testing.assert_array_equal(found[:2], 0.0)
+    np.testing.assert_allclose(found[2], free["log_dispersion"][1], rtol=1e-6)
+
+
 @every_count_family
 @pytest.mark.parametrize("mean", ["library", "free"])
 def test_link_of_the_mean(family, mean):

@@ -277,11 +277,14 @@ def test_assign_is_the_mean_of_responsibilities(covariance, batch):
     ours = np.asarray(model.assign(params, q))
     assert ours.shape == (N_CELLS, N_CLUSTERS)
     np.testing.assert_allclose(ours.sum(1), 1.0, rtol=1e-5)
-    # against many draws of numpy's: within five standard errors of ours
+    # of the same noise, and near what many draws of numpy's give
+    draws = jax.random.normal(jax.random.key(0), (models.N_DRAWS * N_LATENT,))
+    noise = np.asarray(draws, float).reshape(-1, N_LATENT)
     weights, means, covariances = prior_by_hand(model, params, covariance)
     random = np.random.default_rng(0)
-    for b in range(N_CELLS):
-        z = random.normal(q.mean()[b], q.stddev()[b], (100_000, N_LATENT))
+    mean, scale = (np.asarray(each, float) for each in (q.mean(), q.stddev()))
+
+    def responsibilities(z):
         log_joint = np.log(weights) + np.stack(
             [
                 stats.multivariate_normal(m, c).logpdf(z)
@@ -289,7 +292,12 @@ def test_assign_is_the_mean_of_responsibilities(covariance, batch):
             ],
             axis=-1,
         )
-        r = np.exp(log_joint - logsumexp(log_joint, axis=1, keepdims=True))
+        return np.exp(log_joint - logsumexp(log_joint, axis=1, keepdims=True))
+
+    for b in range(N_CELLS):
+        same = responsibilities(mean[b] + scale[b] * noise).mean(0)
+        np.testing.assert_allclose(ours[b], same, rtol=1e-3, atol=1e-5)
+        r = responsibilities(random.normal(mean[b], scale[b], (100_000, N_LATENT)))
         error = r.std(0) / models.N_DRAWS**0.5
         assert (np.abs(ours[b] - r.mean(0)) <= 5 * error + 1e-5).all()
     # a cell's own, whatever the cells beside it

@@ -236,6 +236,20 @@ def model_of(name, n_genes=40, **options):
     return building.from_config(config, likelihood, n_genes=n_genes, n_batches=2)
 
 
+def test_a_configuration_reaches_the_networks(sparse_batch):
+    def of(**given):
+        config = ModelConfig(n_latent=3, hidden_sizes=(8,), **given)
+        likelihood = building.named_likelihood(config)
+        model = building.from_config(config, likelihood, n_genes=40, n_batches=2)
+        params = model.init(KEY)
+        terms = jax.make_jaxpr(lambda p: model.terms(p, KEY, sparse_batch).log_px)
+        return str(jax.tree.structure(params)), str(terms(params))
+
+    (names, code), (without, _) = of(), of(layer_norm=False)
+    assert "LayerNorm" in names and "LayerNorm" not in without
+    assert "bf16" in of(precision="bfloat16")[1] and "bf16" not in code
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_terms_of_sparse_and_dense_batches_agree(name, sparse_batch):
     model = model_of(name)

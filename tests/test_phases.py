@@ -32,6 +32,7 @@ from scvae_jax.counts import prepare
 from scvae_jax.evaluation import prepare_as
 from scvae_jax.phases import Result
 from scvae_jax.placing import cluster_codes
+from scvae_jax.scores import rand_index
 from scvae_jax.selection import random_split
 from scvae_jax.settings import MODEL_SETTINGS
 
@@ -431,6 +432,42 @@ def test_responsibilities_are_fitted_to_every_so_many_cells(
     np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
     inferred = np.exp(model.infer(params, q.mean()))
     np.testing.assert_allclose(target, inferred, rtol=1e-4, atol=1e-5)
+
+
+def test_figures_of_a_sweep(types, monkeypatch):
+    asked = []
+
+    def one(bound, used, code, others=()):
+        return SimpleNamespace(
+            model=None,
+            params=code,
+            alternatives=others,
+            split=np.array(["train"] * 4),
+            summary={"validation_bound": bound, "clusters_used": used},
+        )
+
+    def fit_many(_, config, *__, **given):
+        asked.append(given)
+        return one(-1.0, 2, [0, 0, 1, 1], (one(-3.0, 1, [0, 1, 1, 1]),))
+
+    monkeypatch.setattr(sweep, "fit_many", fit_many)
+    monkeypatch.setattr(sweep, "prepare_as", lambda *_: None)
+    monkeypatch.setattr(sweep, "cells_to_device", lambda *_: "cells")
+    monkeypatch.setattr(sweep, "cluster_codes", lambda m, params, c: np.array(params))
+    given = {"seeds": (4, 9), "batch_key": "b"}
+    table = sv.sweep_clusters(types, MIXTURE, n_clusters=(2,), **given)
+    row = table.iloc[0]
+    assert asked == [given]
+    assert (row["validation_bound"], row["clusters_used"]) == (-2.0, 1.5)
+    assert row["validation_bound_sd"] == pytest.approx(2**0.5)
+    ari = rand_index(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]))
+    assert row["stability"] == pytest.approx(ari)
+    with pytest.raises(
+        InputError, match="found settings=.*as stability is that between seeds"
+    ):
+        sv.sweep_clusters(
+            types, MIXTURE, n_clusters=(2,), settings={"dropout_input": [0.1, 0.2]}
+        )
 
 
 def test_kl_weight_is_where_the_warm_up_ends(types):

@@ -468,6 +468,30 @@ def test_settings_that_nothing_would_read_are_refused(small, settings, given):
         sv.fit_many(small, SMALL, settings=settings, **given)
 
 
+@pytest.mark.parametrize("name", ["validation_fraction", "test_fraction"])
+def test_fractions_are_those_of_the_configuration(small, name):
+    data = prepare(small, DataConfig())
+    config = TrainConfig(validation_fraction=0.3, test_fraction=0.2)
+    split = selection.split_cells(data, config, None)
+    parts = ("train", "validation", "test")
+    assert [(split == part).sum() for part in parts] == [60, 36, 24]
+    given = data._replace(split=split)
+    with pytest.raises(InputError, match=f"found {name}=0.3 beside obs column 'part'"):
+        selection.split_cells(given, TrainConfig(**{name: 0.3}), "part")
+
+
+def test_a_kl_weight_may_be_a_number(setting):
+    model, optimizer, batch, state = setting
+    objective = objectives.elbo()
+    step = steps.make_train_step(model, objective, optimizer, kl_weight=0.5)
+    _, metrics = jax.jit(step)(state, batch)
+    key = jax.random.fold_in(state.key, state.step)
+    terms = model.terms(state.params, key, batch, 1, train=True)
+    assert metrics.kl_weight == 0.5
+    expected = objective.loss(terms, 0.5).mean()
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
+
+
 def test_what_a_fit_cannot_learn_from_is_warned_of(small):
     data = prepare(small, DataConfig(batch_key="batch"))
     split = np.full(120, "train", dtype="<U10")
