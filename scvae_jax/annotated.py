@@ -203,7 +203,7 @@ def in_memory(adata: anndata.AnnData) -> anndata.AnnData:
             # dense or sparse, in the file or of a view
             "X": x.to_memory() if hasattr(x, "to_memory") else x[:],
             "var": adata.raw.var.copy(),
-            "varm": dict(adata.raw.varm),
+            "varm": {key: value.copy() for key, value in adata.raw.varm.items()},
         }
     return anndata.AnnData(**parts)
 

@@ -175,7 +175,9 @@ def split_of(
             "repeat, call adata.obs_names_make_unique() and fit again)"
         )
     _warn_of_namesakes(names, place, totals, fitted)
-    return np.where(place >= 0, fitted.split[place], said)
+    found = said.astype(np.promote_types(said.dtype, fitted.split.dtype))
+    found[place >= 0] = fitted.split[place[place >= 0]]
+    return found
 
 
 def _warn_of_namesakes(
@@ -195,8 +197,8 @@ def _warn_of_namesakes(
                 InputWarning,
                 stacklevel=4,
             )
-        # those that are all alike tell nothing
-        if odd or np.ptp(expected) > 0:
+        # those that are all alike, as where they were normalised, tell nothing
+        if odd or not np.allclose(fitted.totals, fitted.totals[0], rtol=1e-5):
             return
     # as anndata names them by default, some of them left out perhaps
     if n_known and all(name.isdecimal() for name in names.tolist()):

@@ -204,9 +204,9 @@ def _replace(path: Path, part: Path) -> None:
         # else the old one is the only one
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
-            if aside.exists():
-                warnings.warn(
-                    f"what was at {path} cannot be removed and is left at {aside}",
-                    InputWarning,
-                    stacklevel=2,
-                )
+    if aside.exists():
+        warnings.warn(
+            f"what was at {path} cannot be removed and is left at {aside}",
+            InputWarning,
+            stacklevel=2,
+        )

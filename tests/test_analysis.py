@@ -330,6 +330,7 @@ def test_backed_files_without_x(cells, fitted, quick, tmp_path, how):
         expected = cells.layers["counts"][: len(given)]
         assert (written.layers["counts"] != expected).nnz == 0
         assert (expected[:, :3] != written.raw.X).nnz == 0
+        assert written.raw.var_names.equals(cells.raw.var_names)
     finally:
         backed.file.close()
 

@@ -386,7 +386,7 @@ def test_a_run_is_loaded_to_the_default_device(copied):
 import jax
 from scvae_jax import checkpoints
 
-device = jax.devices()[1]
+device = jax.devices("cpu")[1]
 with jax.default_device(device):
     loaded = checkpoints.load({str(copied)!r})
 places = [leaf.devices() for leaf in jax.tree.leaves(loaded.params)]

@@ -481,7 +481,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_fractional_counts(quick, compare, cells, monkeypatch):
+def test_fractional_counts(quick, compare, cells, monkeypatch, tmp_path):
     adata = cells.copy()
     del adata.layers["binary"]
     adata.X = adata.X * 0.75
@@ -504,10 +504,10 @@ def test_fractional_counts(quick, compare, cells, monkeypatch):
         pytest.warns(InputWarning, match="are fractional and are rounded"),
         pytest.raises(InputError, match="rounded for one of counts, densities and not"),
     ):
-        compare(adata, likelihoods=names, fractional="round", out="other")
+        compare(adata, likelihoods=names, fractional="round", out=tmp_path / "other")
     names = ["negative_binomial", "categorised_poisson"]
     with pytest.raises(InputError, match="expected integers for a categorised"):
-        compare(adata, likelihoods=names, fractional="allow", out="third")
+        compare(adata, likelihoods=names, fractional="allow", out=tmp_path / "third")
     assert not asked
 
 

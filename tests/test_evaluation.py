@@ -308,11 +308,20 @@ def test_other_cells_of_the_same_names_are_told(fitted, small, tmp_path):
     other.obs_names = twice
     with pytest.warns(InputWarning, match=said):
         sv.evaluate(other, repeated, split="all", n_samples=1)
-    alike = dataclasses.replace(numbered, totals=np.full(120, 5.0))
+    alike = dataclasses.replace(numbered, totals=np.linspace(5.0, 5.00001, 120))
     other.obs_names = numbered.cells
     with pytest.warns(InputWarning, match="by that alone 120 of them are taken"):
         evaluation.split_of(other, alike, alike.totals)
+    # one cell that is as it was
+    one = small[3:4].copy()
+    one.obs_names = ["3"]
+    sv.evaluate(one, numbered, split="all", n_samples=1)
+    # of a fit without names all are new
+    empty = {"cells": np.array([], str), "split": np.array([], str), "totals": None}
+    nameless = dataclasses.replace(loaded, **empty)
+    assert (evaluation.split_of(small, nameless) == "new").all()
     # elsewhere they may be others, as those of fewer genes
+    other.obs_names = small.obs_names
     other.layers["half"] = other.X
     sv.evaluate(other, loaded, layer="half", n_samples=1)
     with pytest.warns(InputWarning, match="5 of the model's 40 genes are missing"):
