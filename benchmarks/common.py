@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def first_state(model: Model, optimizer: optax.GradientTransformation) -> TrainS
 
 def as_in_fits(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiled as a fit of many steps compiles its programs."""
-    with ThreadPoolExecutor() as pool:
+    with compiling.compilers() as pool:
         return compiling.ahead(pool, lowered, math.inf)()
 
 

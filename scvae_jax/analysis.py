@@ -18,11 +18,16 @@ from scvae_jax.annotated import gene_names, in_memory, make_actual
 from scvae_jax.batches import CellData
 from scvae_jax.checkpoints import Fitted
 from scvae_jax.checks import InputError, check_field, check_pass, listing
-from scvae_jax.evaluation import cell_bounds, prepare_as, split_of
+from scvae_jax.evaluation import (
+    cell_bounds,
+    comparable_totals,
+    prepare_as,
+    split_of,
+)
 from scvae_jax.latents import sample
 from scvae_jax.models import Model
 from scvae_jax.placing import cluster_codes
-from scvae_jax.selection import cells_to_device, total_counts
+from scvae_jax.selection import cells_to_device
 
 Array = jax.Array
 
@@ -90,9 +95,8 @@ def apply(
     check_pass(batch_size, seed)
     check_field("key_added", key_added)
     data = prepare_as(adata, fitted, missing_genes, layer)
-    # elsewhere, or of fewer genes, counts may well be others
-    same = layer is None and missing_genes == "error"
-    split = split_of(adata, fitted, total_counts(data) if same else None)
+    totals = comparable_totals(data, layer, missing_genes)
+    split = split_of(adata, fitted, totals)
     cells = cells_to_device(data, slice(None))
     figures = cell_bounds(
         fitted.model,

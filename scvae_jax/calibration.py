@@ -27,10 +27,10 @@ from scvae_jax.checks import (
     listing,
 )
 from scvae_jax.counts import n_fractional
-from scvae_jax.evaluation import part_of, prepare_as, split_of
+from scvae_jax.evaluation import comparable_totals, part_of, prepare_as, split_of
 from scvae_jax.measures import measure, summary_of, table_of
 from scvae_jax.preferences import preferences
-from scvae_jax.selection import cells_to_device, total_counts
+from scvae_jax.selection import cells_to_device
 
 # cells in which a gene must be seen to be tested: with fewer the rare large differences
 # are missing from the variance, and a t-test is wrong
@@ -155,7 +155,7 @@ def calibrate(
             "found fractional counts, expected whole ones, as only they have a "
             "distribution function, round them (fractional='round') and fit again"
         )
-    totals = total_counts(data) if layer is None else None
+    totals = comparable_totals(data, layer)
     chosen, where = part_of(split_of(adata, first, totals), split)
     x = data.x[where]
     n_above = int((x.data > prediction.LARGEST).sum())

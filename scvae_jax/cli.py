@@ -233,8 +233,8 @@ def apply(
     files.expect_free(out, overwrite)
     fitted = checkpoints.load(run)
     adata = annotated.read_h5ad(data)
-    given = {"missing_genes": missing_genes, "layer": layer, "seed": seed}
-    given |= {"batch_size": batch_size}
+    given = {"missing_genes": missing_genes, "layer": layer}
+    given |= {"batch_size": batch_size, "seed": seed}
     if denoised:
         with warnings.catch_warnings():
             # what there is to warn of, apply does

@@ -144,8 +144,8 @@ def split_of(
     Args:
         adata: the cells.
         fitted: the model, which knows the cells that it was fitted with by name.
-        totals: [n] of the counts that the fit would use, to warn of other cells of the
-            same name; None: they are not to be compared.
+        totals: [n] from `comparable_totals`, to warn of other cells of the same name;
+            None: they are not to be compared.
 
     Returns:
         [n] train, validation, test, or new for cells that it has not seen; of those
@@ -178,6 +178,23 @@ def split_of(
     found = said.astype(np.promote_types(said.dtype, fitted.split.dtype))
     found[place >= 0] = fitted.split[place[place >= 0]]
     return found
+
+
+def comparable_totals(
+    data: CountData, layer: str | None, missing_genes: str = "error"
+) -> np.ndarray | None:
+    """Totals that cells of the fit should have again.
+
+    Args:
+        data: from `prepare_as`.
+        layer: as it was given there.
+        missing_genes: as it was given there.
+
+    Returns:
+        [n] counts, or None: elsewhere, or of fewer genes, they may well be others.
+    """
+    same = layer is None and missing_genes == "error"
+    return total_counts(data) if same else None
 
 
 def _warn_of_namesakes(
@@ -305,9 +322,7 @@ def evaluate(
     check_pass(batch_size, seed)
     data = prepare_as(adata, fitted, missing_genes, layer)
     labels = None if score_key is None else column_of(adata, score_key, "scores")
-    # elsewhere, or of fewer genes, counts may well be others
-    same = layer is None and missing_genes == "error"
-    totals = total_counts(data) if same else None
+    totals = comparable_totals(data, layer, missing_genes)
     chosen, where = part_of(split_of(adata, fitted, totals), split)
     if labels is not None:
         labels = labels[where]
