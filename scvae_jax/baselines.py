@@ -30,8 +30,9 @@ def null_log_prob(
 ) -> np.ndarray:
     """Log-probability of cells under a family that knows nothing but the mean profile.
 
-    The mean is depth x the mean profile of the training cells (the profile alone where
-    the mean does not read the depth). All else that the family has, such as dispersions
+    The mean (of a zero-inflated or categorised family that of its base) is depth x the
+    mean profile of the training cells, or the profile alone where it does not read the
+    depth. All else that the family has, such as dispersions
     and shares of zeros, is one value per gene (and batch, if so declared), fitted to
     the training cells by maximum likelihood, under a prior so weak (normal, standard
     deviation 3) that it matters only where the cells say nothing, as for a gene that

@@ -173,14 +173,16 @@ def cut(
     batch_size = index.shape[0]
     n_rows = jnp.where(weight > 0, cells.length[index] // ROW, 0)
     end = jnp.cumsum(n_rows)
-    # row r belongs to the first cell whose end lies past it; B for padding
+    # row r belongs to the first cell whose end lies past it, B for padding: to as many
+    # cells as ends lie at it or before
     row = jnp.arange(n_slots // ROW, dtype=jnp.int32)
-    # on a GPU each turn of a loop would be some kernels of its own
-    cell = jnp.searchsorted(end, row, side="right", method="scan_unrolled")
-    cell = cell.astype(jnp.int32)
+    ends = jnp.zeros(len(row) + 1, jnp.int32).at[jnp.minimum(end, len(row))].add(1)
+    cell = jnp.cumsum(ends)[:-1]
     owner = jnp.minimum(cell, batch_size - 1)
     offset = cells.start[index] - (end - n_rows)
     address = jnp.where(cell < batch_size, row + offset[owner], 0)
+    # else they are found anew for every slot, by all that read them
+    cell, address = jax.lax.optimization_barrier((cell, address))
     gene = cells.gene[address].astype(jnp.int32)
     value = cells.value[address].astype(jnp.float32)
     # no count is dropped in silence
@@ -262,7 +264,9 @@ def product(
 
     def backward(kept, slope):
         x, kernel = kept
-        return None, None, None, matmul(slope, kernel.T), matmul(x.T, slope)
+        slopes = matmul(slope, kernel.T), matmul(x.T, slope)
+        # each of the type of its operand, where these differ
+        return None, None, None, *map(jnp.astype, slopes, (x.dtype, kernel.dtype))
 
     sparse.defvjp(forward, backward)
     return sparse(*nonzero[:2], entries, x, kernel)

@@ -97,7 +97,8 @@ def log_density(prior: distrax.Distribution, z: Array) -> Array:
     if z.shape[-2] > 1:
         return _total(normal.log_prob(z))
     mean, scale = normal.loc[0], normal.scale[0]
-    return _of_each(z.reshape(-1, z.shape[-1]), mean, scale).reshape(*z.shape[:-2], -1)
+    each = _of_each(z.reshape(-1, z.shape[-1]), mean, scale)
+    return each.reshape(*z.shape[:-2], len(mean))
 
 
 def divergence(posterior: distrax.Independent, prior: distrax.Distribution) -> Array:

@@ -27,6 +27,8 @@ Array = jax.Array
 Params = dict[str, Array]
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+# what a likelihood may be of
+SUPPORTS = ("counts", "integers", "binary", "real")
 
 
 class Head(NamedTuple):
@@ -75,7 +77,7 @@ class Likelihood(NamedTuple):
         mean: params -> E[x].
         variance: params -> Var[x].
         sample: (key, params) -> x.
-        support: "counts", "integers" (counts, never fractional), "binary" or "real".
+        support: one of SUPPORTS; "integers" are counts, never fractional.
         start: (mean [G] of the training cells, their number, which may be traced) ->
             the heads [G, *shape] of a model that knows no more than that; those left
             out, such as of zero-inflation, are 0, all of them where it is None.

@@ -166,8 +166,8 @@ def vae(
     rates = (thinning, dropout_input, dropout_hidden, dropout_decoder)
     for rate in rates:
         # one of many fits may be traced
-        if isinstance(rate, (int, float)):
-            check_range("thinning or dropout", rate, 1.0)
+        if not isinstance(rate, jax.core.Tracer):
+            check_range("thinning or dropout", plain(rate), 1.0)
     encoder = Encoder(n_latent, tuple(hidden_sizes), layer_norm, dropout_hidden)
     decoder = Decoder(
         tuple((m.n_features, m.likelihood.heads) for m in modalities),
@@ -233,6 +233,12 @@ def vae(
             raise ValueError(
                 f"found {batch.categorical.shape[1]} categorical covariates, expected "
                 f"{len(n_categories)}, give their codes (dense_batch(categorical=...))"
+            )
+        if batch.continuous.shape[1] != n_continuous:
+            raise ValueError(
+                f"found {batch.continuous.shape[1]} continuous covariates, expected "
+                f"{n_continuous}, give them (batch._replace(continuous=...), [B, "
+                f"{n_continuous}])"
             )
         columns = [
             jax.nn.one_hot(batch.categorical[:, i], n)

@@ -81,10 +81,16 @@ def _rounded(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(dtype)
 
 
-_rounded.defvjp(
-    lambda a, b: (_rounded(a, b), (a, b)),
-    lambda kept, slope: (_rounded(slope, kept[1].T), _rounded(kept[0].T, slope)),
-)
+def _slopes_of_rounded(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    a, b = kept
+    # each of the type of its operand, where these differ
+    return (
+        _rounded(slope, b.T).astype(a.dtype),
+        _rounded(a.T, slope).astype(b.dtype),
+    )
+
+
+_rounded.defvjp(lambda a, b: (_rounded(a, b), (a, b)), _slopes_of_rounded)
 
 
 def matmul_of(precision: str) -> Callable[[Array, Array], Array]:

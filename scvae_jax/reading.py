@@ -27,23 +27,36 @@ def thinned(key: Array, x: Array, share: Array) -> Array:
         Counts like x; those from more than FEW counts as a rounded normal.
     """
     # short of 1, where log(1 - share) is finite
-    share = jnp.broadcast_to(jnp.minimum(share, 1.0 - 1e-7), x.shape)
-    odds = share / (1.0 - share)
+    share = jnp.minimum(share, 1.0 - 1e-7)
     uniform = jax.random.uniform(key, x.shape, minval=1e-7)
     rest = jnp.where(uniform > 1.0 - share, x - jnp.floor(x), 0.0)
-    x = jnp.floor(x)
-    # how many of P(y <= 0), P(y <= 1), ... lie below a uniform number, with
-    # P(y = k + 1) = P(y = k) (x - k) / (k + 1) odds
-    mass = jnp.exp(x * jnp.log1p(-share))
-    below, kept = mass, jnp.zeros_like(x)
-    for k in range(FEW):
-        kept += uniform > below
-        mass *= jnp.maximum(x - k, 0.0) / (k + 1) * odds
-        below += mass
-    mean = x * share
-    scale = jnp.sqrt(mean * (1.0 - share))
-    normal = jnp.round(mean + scale * jax.scipy.special.ndtri(uniform))
-    return jnp.clip(jnp.where(x > FEW, normal, kept), 0.0, x) + rest
+
+    def exact(uniform: Array, x: Array, share: Array) -> Array:
+        # how many of P(y <= 0), P(y <= 1), ... lie below a uniform number, with
+        # P(y = k + 1) = P(y = k) (x - k) / (k + 1) odds
+        odds = share / (1.0 - share)
+        mass = jnp.exp(x * jnp.log1p(-share))
+        below, kept = mass, jnp.zeros_like(x)
+        for k in range(FEW):
+            kept += uniform > below
+            mass *= jnp.maximum(x - k, 0.0) / (k + 1) * odds
+            below += mass
+        return jnp.minimum(kept, x)
+
+    def either(uniform: Array, x: Array, share: Array) -> Array:
+        mean = x * share
+        scale = jnp.sqrt(mean * (1.0 - share))
+        normal = jnp.round(mean + scale * jax.scipy.special.ndtri(uniform))
+        drawn = jnp.where(x > FEW, jnp.clip(normal, 0.0, x), exact(uniform, x, share))
+        return drawn.astype(x.dtype)
+
+    whole = jnp.floor(x)
+    # a branch also for its own sake: joined with what looks counts up and lays them
+    # out, these formulas take a CPU twice as long
+    drawn = jax.lax.cond(
+        jnp.any(whole > FEW), either, exact, uniform, whole, jnp.asarray(share)
+    )
+    return drawn + rest
 
 
 def entries_of(

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import optax
 
-from scvae_jax.checks import InputError, InputWarning, check_count, listing, one_line
+from scvae_jax.checks import (
+    InputError,
+    InputWarning,
+    check_count,
+    expect,
+    listing,
+    one_line,
+)
 from scvae_jax.config import OF_MIXTURES, ModelConfig, TrainConfig
-from scvae_jax.likelihoods import Likelihood
+from scvae_jax.likelihoods import SUPPORTS, Likelihood
 
 # what may differ between fits of one program
 MODEL_SETTINGS = ("thinning", "dropout_input", "dropout_hidden", "dropout_decoder")
@@ -52,6 +59,12 @@ def expect_kinds(
                 f"found {name}={value!r}, expected a {kind.__name__}, make one (named "
                 "likelihoods are named in ModelConfig, rates given in TrainConfig)"
             )
+    expect(
+        likelihood is None or likelihood.support in SUPPORTS,
+        f"a likelihood with support={getattr(likelihood, 'support', None)!r}",
+        f"one of {', '.join(SUPPORTS)}",
+        "change it",
+    )
     try:
         hash(likelihood)
     except TypeError as error:

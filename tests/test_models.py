@@ -20,7 +20,7 @@ from scvae_jax import (
 from scvae_jax.checks import InputError
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
-from scvae_jax.objectives import importance_weighted
+from scvae_jax.objectives import importance_weighted, importance_weighted_bound
 
 KEY = jax.random.key(0)
 NAMES = sorted(set(likelihoods.FACTORIES) - {"bernoulli", "gaussian"})
@@ -522,6 +522,22 @@ def test_the_decoder_reads_continuous_covariates():
         return model.terms(params, KEY, given).log_px
 
     assert not np.allclose(log_px(0.0), log_px(1.0))
+    with pytest.raises(ValueError, match="found 0 continuous covariates, expected 2"):
+        model.terms(params, KEY, batch)
+
+
+@pytest.mark.parametrize("posterior", ["shared", "conditional"])
+def test_an_empty_batch(posterior):
+    model = models.gmvae(
+        [models.Modality("rna", 6, likelihoods.poisson())],
+        n_clusters=3,
+        posterior=posterior,
+        n_latent=2,
+        hidden_sizes=(4,),
+    )
+    batch = batches.dense_batch(jnp.ones((0, 6)))
+    terms = model.terms(model.init(KEY), KEY, batch, 2)
+    assert importance_weighted_bound(terms).shape == (0,)
 
 
 def test_two_modalities_of_one_name():
@@ -569,6 +585,8 @@ def test_an_unknown_likelihood_lists_the_known_ones():
         {"dropout_input": -0.5},
         {"dropout_hidden": 1.0},
         {"dropout_decoder": 2},
+        {"dropout_hidden": np.float32(1.0)},
+        {"dropout_input": jnp.float32(1.5)},
         {"n_latent": 0},
         {"hidden_sizes": (8, 0)},
     ],

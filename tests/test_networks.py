@@ -11,12 +11,17 @@ from scvae_jax.likelihoods import Head
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_rounded_products_keep_the_type_of_their_operands(dtype):
-    with jax.enable_x64(dtype == "float64"):
-        a = jnp.ones((2, 3), dtype)
-        product, back = jax.vjp(networks.matmul_of("bfloat16"), a, a.T)
-        assert {product.dtype.name, *(s.dtype.name for s in back(product))} == {dtype}
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float32", "float32"), ("float64", "float64"), ("float32", "bfloat16")],
+    ids="-".join,
+)
+def test_rounded_products_keep_the_type_of_their_operands(dtypes):
+    with jax.enable_x64("float64" in dtypes):
+        a, b = (jnp.ones((2, 3), dtype) for dtype in dtypes)
+        product, back = jax.vjp(networks.matmul_of("bfloat16"), a, b.T)
+        assert product.dtype == jnp.result_type(a, b)
+        assert tuple(slope.dtype.name for slope in back(product)) == dtypes
 
 
 def test_masks_have_their_shapes_and_shares():

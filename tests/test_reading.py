@@ -39,3 +39,11 @@ def test_fractional_counts_are_thinned_as_much(share):
         assert found.min() >= 0 and found.max() <= x
         error = np.sqrt((x + 1.0) / found.size)
         assert found.mean() == pytest.approx(x * share, abs=5 * error + 0.003 * x)
+
+
+@pytest.mark.parametrize("most", [8.0, 20.0])
+def test_thinned_counts_keep_their_type(most):
+    with jax.enable_x64(True):
+        counts = jnp.array([[1.0, most]], jnp.float32)
+        drawn = reading.thinned(jax.random.key(0), counts, 0.5)
+    assert drawn.dtype == jnp.float32 and drawn.max() <= most

@@ -75,6 +75,10 @@ def setting():
             {"likelihood": "poisson"},
             "found likelihood='poisson', expected a Likelihood",
         ),
+        (
+            {"likelihood": likelihoods.poisson()._replace(support="count")},
+            "found a likelihood with support='count', expected one of counts, integers",
+        ),
     ],
 )
 def test_arguments_of_another_kind(small, arguments, expected):
