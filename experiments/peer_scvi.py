@@ -28,7 +28,7 @@ import torch  # noqa: E402
 SETTINGS = {
     "model": ("n_layers", "n_hidden", "dropout_rate"),
     "plan": ("lr", "weight_decay", "n_epochs_kl_warmup"),
-    "train": ("early_stopping",),
+    "train": ("max_epochs", "early_stopping"),
 }
 
 

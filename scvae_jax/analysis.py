@@ -95,7 +95,7 @@ def apply(
     check_pass(batch_size, seed)
     check_field("key_added", key_added)
     data = prepare_as(adata, fitted, missing_genes, layer)
-    totals = comparable_totals(data, layer, missing_genes)
+    totals = comparable_totals(data, adata, fitted, layer)
     split = split_of(adata, fitted, totals)
     cells = cells_to_device(data, slice(None))
     figures = cell_bounds(

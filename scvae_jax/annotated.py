@@ -42,18 +42,8 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
             adata = anndata.read_h5ad(path)
     except MemoryError:
         raise
-    except BlockingIOError:
-        raise InputError(
-            f"found {path} locked by another program, expected a file that can be "
-            "read, close it there"
-        ) from None
     except OSError as error:
-        if "unable to lock" in str(error):
-            raise InputError(
-                f"found {path} on a file system without locks ({one_line(error)}), "
-                "expected one that has them, set HDF5_USE_FILE_LOCKING=FALSE or copy "
-                "it elsewhere"
-            ) from None
+        files.expect_unlocked(path, error)
         raise InputError(
             f"found a damaged or truncated HDF5 file at {path} ({one_line(error)}), "
             "expected a whole .h5ad file, copy or download it again"

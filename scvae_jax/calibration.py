@@ -155,7 +155,7 @@ def calibrate(
             "found fractional counts, expected whole ones, as only they have a "
             "distribution function, round them (fractional='round') and fit again"
         )
-    totals = comparable_totals(data, layer)
+    totals = comparable_totals(data, adata, first, layer)
     chosen, where = part_of(split_of(adata, first, totals), split)
     x = data.x[where]
     n_above = int((x.data > prediction.LARGEST).sum())

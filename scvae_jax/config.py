@@ -290,7 +290,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Options of a likelihood from text.
 
     Args:
-        pairs: each NAME=VALUE; a value of digits is a whole number.
+        pairs: each NAME=VALUE; a value of up to 18 digits is a whole number.
 
     Returns:
         The options.
@@ -306,7 +306,9 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
                 f"found likelihood option {pair!r}, expected NAME=VALUE, "
                 "write it like dispersion=gene_cell"
             )
-        options[name] = int(value) if re.fullmatch("-?[0-9]+", value) else value
+        # of more digits Python makes no number
+        digits = re.fullmatch("-?[0-9]{1,18}", value)
+        options[name] = int(value) if digits else value
     return options
 
 

@@ -181,20 +181,22 @@ def split_of(
 
 
 def comparable_totals(
-    data: CountData, layer: str | None, missing_genes: str = "error"
+    data: CountData, adata: anndata.AnnData, fitted: Fitted, layer: str | None
 ) -> np.ndarray | None:
     """Totals that cells of the fit should have again.
 
     Args:
         data: from `prepare_as`.
-        layer: as it was given there.
-        missing_genes: as it was given there.
+        adata: the cells.
+        fitted: the model.
+        layer: as it was given to `prepare_as`.
 
     Returns:
         [n] counts, or None: elsewhere, or of fewer genes, they may well be others.
     """
-    same = layer is None and missing_genes == "error"
-    return total_counts(data) if same else None
+    same = layer in (None, fitted.data_config.layer or "X")
+    every = np.isin(fitted.genes, gene_names(adata)).all()
+    return total_counts(data) if same and every else None
 
 
 def _warn_of_namesakes(
@@ -322,7 +324,7 @@ def evaluate(
     check_pass(batch_size, seed)
     data = prepare_as(adata, fitted, missing_genes, layer)
     labels = None if score_key is None else column_of(adata, score_key, "scores")
-    totals = comparable_totals(data, layer, missing_genes)
+    totals = comparable_totals(data, adata, fitted, layer)
     chosen, where = part_of(split_of(adata, fitted, totals), split)
     if labels is not None:
         labels = labels[where]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from scvae_jax.checks import InputError, InputWarning, expect
+from scvae_jax.checks import InputError, InputWarning, expect, one_line
 
 try:
     import fcntl
@@ -50,6 +50,34 @@ def expect_file(path: Path, expected: str) -> None:
     """
     kind = "a folder" if path.is_dir() else "no file"
     expect(path.is_file(), f"{kind} at {path}", expected, "check the path")
+
+
+def expect_unlocked(path: Path, error: Exception) -> None:
+    """Refuse a file of HDF5 that is whole, but may not be read here or now.
+
+    Args:
+        path: of the file.
+        error: what reading it ended with.
+
+    Raises:
+        InputError: if the error is about locks or permissions.
+    """
+    if isinstance(error, PermissionError):
+        raise InputError(
+            f"found {path}, which may not be read, expected a file that may, change "
+            "its permissions"
+        ) from None
+    if isinstance(error, BlockingIOError):
+        raise InputError(
+            f"found {path} locked by another program, expected a file that can be "
+            "read, close it there"
+        ) from None
+    if "unable to lock" in str(error):
+        raise InputError(
+            f"found {path} on a file system without locks ({one_line(error)}), "
+            "expected one that has them, set HDF5_USE_FILE_LOCKING=FALSE or copy it "
+            "elsewhere"
+        ) from None
 
 
 def expect_free(path: Path, overwrite: bool) -> None:

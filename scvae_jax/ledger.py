@@ -29,6 +29,8 @@ SETTINGS = "comparison.json"
 LAST = "table.json"
 TABLES = ("table.csv", "ranks.csv", LAST)
 PICTURES = ("differences.png", "clusters.png")
+# fits that are replaced, in the folder of those that take their place
+OLD = "old"
 
 
 def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row]:
@@ -37,7 +39,8 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
     Args:
         folder: its path.
         settings: JSON values. There may be more or fewer of them than before, and of
-            the digests of data sets by name, "data"; what is not used now stays.
+            the digests of data sets by name, "data"; what is not used now stays, where
+            something was fitted of it.
         overwrite: replace a comparison that is there, by one made inside its folder
             (beside it may be another file system) that takes its place when it is
             finished (`take_place`). One of the same settings that was stopped before it
@@ -55,12 +58,19 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
         if placed:
             # it was stopped while it took its place
             take_place(beside, folder)
+        if (beside / OLD).exists() and not (folder / "fits").exists():
+            # or just before
+            os.replace(beside / OLD, folder / "fits")
         known = _read_settings(folder / SETTINGS)
         if known is None:
             raise InputError(
                 f"found {folder}, which is not a comparison, expected a new path or "
                 "one that is, choose another path"
             )
+        for part in (folder / "fits").glob(".*.npz"):
+            # of a process that was killed while it wrote
+            part.unlink()
+        known = _in_use(known, folder)
         changed = _changed(known, settings)
         if changed and not overwrite:
             raise InputError(
@@ -69,6 +79,7 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
                 "another path or replace it (overwrite=True, --overwrite)"
             )
         begun = _read_settings(beside / SETTINGS)
+        begun = begun and _in_use(begun, beside)
         stopped = begun is not None and not _changed(begun, settings)
         finished = (folder / LAST).exists() and not placed
         if overwrite and (changed or finished or stopped):
@@ -108,10 +119,12 @@ def take_place(work: Path, folder: Path) -> None:
     if work == folder:
         return
     if (work / "fits").exists():
-        shutil.rmtree(folder / "fits", ignore_errors=True)
         for name in (*TABLES, *PICTURES):
             (folder / name).unlink(missing_ok=True)
+        # aside first: they are there as a whole until the new ones are
+        os.replace(folder / "fits", work / OLD)
         os.replace(work / "fits", folder / "fits")
+    shutil.rmtree(work / OLD, ignore_errors=True)
     # its settings last: by them `open_folder` knows one that was stopped here
     for path in sorted(work.iterdir(), key=lambda path: path.name == SETTINGS):
         os.replace(path, folder / path.name)
@@ -125,6 +138,22 @@ def _read_settings(path: Path) -> Row | None:
         return None
     mine = isinstance(known, dict) and {"format", "data", "n_samples"} <= set(known)
     return known if mine else None
+
+
+def _in_use(known: Row, folder: Path) -> Row:
+    """Settings without those of mixtures or data of which nothing was fitted yet."""
+    try:
+        rows = [read_fit(path).row for path in (folder / "fits").glob("*.npz")]
+    except InputError:
+        # whatever it was of
+        return known
+    if not rows:
+        return {}
+    fitted = {row["data"] for row in rows}
+    data = {name: known["data"][name] for name in known["data"] if name in fitted}
+    mixtures = any(row["model"] == "gmvae" for row in rows)
+    kept = {n: value for n, value in known.items() if mixtures or n != "gmvae"}
+    return kept | {"data": data}
 
 
 def _changed(known: Row, settings: Row, grows: bool = True) -> list[str]:
@@ -154,7 +183,8 @@ def fit_name(key: tuple[str, str, str, int | str, int]) -> str:
     digest = hashlib.sha256(json.dumps(key).encode())
     data, likelihood, model, split, seed = key
     words = (data, likelihood, model, f"split-{split}", f"seed-{seed}")
-    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words))[:120]
+    # of letters that take one byte each, as the length of a name is limited in bytes
+    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words), flags=re.ASCII)[:120]
     return f"{readable}-{digest.hexdigest()[:8]}.npz"
 
 

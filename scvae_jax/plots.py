@@ -8,6 +8,9 @@ from typing import Any
 import anndata
 import numpy as np
 
+from scvae_jax.checks import InputError
+from scvae_jax.files import expect_writable, whole
+
 # more names than this would leave no room for the picture
 MOST_IN_LEGEND = 20
 
@@ -34,16 +37,18 @@ def latent_space(
 
     Raises:
         ImportError: without matplotlib, or without scanpy for UMAP.
-        ValueError: for another method, or a field that is not there.
+        InputError: for another method, a field that is not there, or a path that cannot
+            be written to.
     """
+    expect_writable(Path(path))
     if method not in ("umap", "pca"):
-        raise ValueError(
+        raise InputError(
             f"found method={method!r}, expected 'umap' or 'pca', choose one of these"
         )
     colors = (colors,) if isinstance(colors, str) else tuple(colors)
     absent = [key for key in colors if key not in adata.obs]
     if basis not in adata.obsm or absent:
-        raise ValueError(
+        raise InputError(
             f"found no {', '.join([basis] * (basis not in adata.obsm) + absent)}, "
             "expected fields of obsm and obs, call sv.apply first"
         )
@@ -234,7 +239,12 @@ def expect_matplotlib() -> None:
 def _save(figure: Any, path: str | Path, **options: Any) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(path), dpi=130, **options)
+    path = Path(path)
+    expect_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
+        # the part of a file without a suffix has none either
+        figure.savefig(part, dpi=130, format=path.suffix[1:] or "png", **options)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -185,6 +185,7 @@ def _annotated(path, x, barcodes, ids, symbols, types) -> anndata.AnnData:
 
 
 def _damaged(path: str | Path, kind: str, error: Exception) -> InputError:
+    files.expect_unlocked(Path(path), error)
     reason = one_line(error)
     return InputError(
         f"found a damaged file or another kind at {path} ({reason}), expected an "

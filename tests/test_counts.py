@@ -926,6 +926,7 @@ def test_a_file_with_layers_alone_is_read(tmp_path):
     [
         (BlockingIOError(11, "unable to lock file"), InputError, "locked by another"),
         (OSError(37, "unable to lock file"), InputError, "HDF5_USE_FILE_LOCKING=FALSE"),
+        (PermissionError(13, "not for you"), InputError, "which may not be read"),
         # of the machine, not of the file
         (MemoryError(), MemoryError, None),
     ],

@@ -320,6 +320,11 @@ def test_other_cells_of_the_same_names_are_told(fitted, small, tmp_path):
     empty = {"cells": np.array([], str), "split": np.array([], str), "totals": None}
     nameless = dataclasses.replace(loaded, **empty)
     assert (evaluation.split_of(small, nameless) == "new").all()
+    # where they could have been elsewhere, or of fewer genes, and are not
+    other.obs_names = loaded.cells
+    for options in ({"layer": "X"}, {"missing_genes": "zeros"}):
+        with pytest.warns(InputWarning, match=said):
+            sv.apply(other.copy(), loaded, **options)
     # elsewhere they may be others, as those of fewer genes
     other.obs_names = small.obs_names
     other.layers["half"] = other.X

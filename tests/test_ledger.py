@@ -19,6 +19,10 @@ SETTINGS = {
 }
 
 
+def fit_of(data, model):
+    return Fit({"data": data, "model": model}, {})
+
+
 def test_a_fit_comes_back_as_it_was(tmp_path):
     fit = Fit(
         {"data": "a", "elbo": -0.1, "ari": None, "note": None},
@@ -60,10 +64,12 @@ def test_names_of_files_tell_fits_apart():
         ("a_b", "nb", "vae", "0", 0),
         ("a_b", "nb", "vae", 0, 1),
         ("../" * 40, "nb", "vae", 0, 1),
+        ("\u0436" * 200, "nb", "vae", 0, 1),
+        ("\u0436" * 201, "nb", "vae", 0, 1),
     ]
     names = [ledger.fit_name(key) for key in keys]
     assert len(set(names)) == len(keys)
-    assert not any("/" in name or len(name) > 140 for name in names)
+    assert not any("/" in name or len(name.encode()) > 140 for name in names)
     assert names[0].startswith("a_b-nb_mean=free-vae-split-0-seed-0-")
 
 
@@ -71,7 +77,9 @@ def test_a_folder_goes_on_and_grows(tmp_path):
     folder = tmp_path / "new" / "folder"
     assert ledger.open_folder(folder, SETTINGS, False) == (folder, SETTINGS)
     (folder / "fits" / "one.npz").write_text("finished")
+    (folder / "fits" / ".0123456789abcdef-two.npz").write_text("ha")
     assert ledger.open_folder(folder, SETTINGS, False) == (folder, SETTINGS)
+    assert os.listdir(folder / "fits") == ["one.npz"]
     # another data set, and settings that only a mixture has
     more = SETTINGS | {"data": {"two": "b"}, "gmvae": {"n_clusters": 3}}
     _, grown = ledger.open_folder(folder, more, False)
@@ -158,6 +166,7 @@ def test_a_stopped_removal_of_a_replacement_is_not_taken_for_one_that_was_moved(
     ledger.open_folder(folder, SETTINGS, False)
     (folder / ledger.LAST).write_text("finished")
     work, _ = ledger.open_folder(folder, other, True)
+    (work / "fits" / "one.npz").touch()
     rmtree = shutil.rmtree
 
     def stop(path):
@@ -181,7 +190,7 @@ def test_one_stopped_before_its_last_table_is_gone_on_with(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("moved", [0, 1, 3])
+@pytest.mark.parametrize("moved", [1, 2, 4])
 def test_fits_of_two_settings_never_meet(tmp_path, monkeypatch, moved, overwrite):
     """A replacement that was stopped in its place, before its settings were there."""
     folder, other = tmp_path / "out", SETTINGS | {"n_samples": 20}
@@ -211,6 +220,45 @@ def test_fits_of_two_settings_never_meet(tmp_path, monkeypatch, moved, overwrite
     work, settings = ledger.open_folder(folder, SETTINGS, True)
     assert settings["n_samples"] == 10 and os.listdir(work / "fits") == []
     assert os.listdir(folder / "fits") == ["new.npz"]
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_old_fits_are_whole_until_new_ones_are_there(tmp_path, monkeypatch, moved):
+    folder, other = tmp_path / "out", SETTINGS | {"n_samples": 20}
+    ledger.open_folder(folder, SETTINGS, False)
+    ledger.write_fit(folder / "fits" / "old.npz", fit_of("one", "vae"))
+    work, _ = ledger.open_folder(folder, other, True)
+    (work / "fits" / "new.npz").write_text("new")
+    replace, calls = os.replace, []
+
+    def stop(source, target):
+        if len(calls) == moved:
+            raise KeyboardInterrupt
+        calls.append(source)
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        ledger.take_place(work, folder)
+    assert ledger.open_folder(folder, SETTINGS, False) == (folder, SETTINGS)
+    assert os.listdir(folder / "fits") == ["old.npz"]
+    # and the new ones have not gone either
+    assert ledger.open_folder(folder, other, True)[0] == work
+    assert os.listdir(work / "fits") == ["new.npz"]
+
+
+def test_what_nothing_was_fitted_of_may_change(tmp_path):
+    folder = tmp_path / "out"
+    more = {"data": {"one": "a", "two": "b"}, "gmvae": {"n_clusters": 8}}
+    ledger.open_folder(folder, SETTINGS | {"n_samples": 20} | more, False)
+    ledger.open_folder(folder, SETTINGS | more, False)
+    ledger.write_fit(folder / "fits" / "a.npz", fit_of("one", "vae"))
+    other = {"data": {"one": "a", "two": "c"}, "gmvae": {"n_clusters": 10}}
+    assert ledger.open_folder(folder, SETTINGS | other, False)[1] == SETTINGS | other
+    ledger.write_fit(folder / "fits" / "b.npz", fit_of("two", "gmvae"))
+    for changes in ({"data": more["data"]}, {"gmvae": more["gmvae"]}):
+        with pytest.raises(InputError, match="with other settings"):
+            ledger.open_folder(folder, SETTINGS | other | changes, False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -6,6 +6,7 @@ import pytest
 
 from scvae_jax import plots
 from scvae_jax.calibration import Calibration
+from scvae_jax.checks import InputError
 
 
 @pytest.fixture
@@ -16,6 +17,25 @@ def drawn(monkeypatch):
         plots, "_save", lambda figure, *_, **__: seen.extend(figure.axes)
     )
     return seen
+
+
+def test_a_picture_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "new" / "picture"
+    figure = plots._figure(1.0, 1.0)
+    plots._save(figure, path)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+    def stop(file, **_):
+        file.write_text("half")
+        raise KeyboardInterrupt
+
+    figure.savefig = stop
+    with pytest.raises(KeyboardInterrupt):
+        plots._save(figure, path)
+    assert path.read_bytes()[:4] == b"\x89PNG" and len(list(path.parent.iterdir())) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="not a folder that can be written to"):
+        plots._save(figure, tmp_path / "file" / "picture.png")
 
 
 def test_a_sweep(drawn, tmp_path):

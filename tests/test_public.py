@@ -431,6 +431,25 @@ def test_matrices_that_are_refused(tmp_path):
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BlockingIOError(11, "unable to lock file"), "locked by another program"),
+        (PermissionError(13, "not for you"), "which may not be read"),
+    ],
+)
+def test_a_good_matrix_is_not_blamed(tmp_path, monkeypatch, error, message):
+    def stop(*_, **__):
+        raise error
+
+    (tmp_path / "a.h5").touch()
+    monkeypatch.setattr(h5py, "File", stop)
+    monkeypatch.setattr(tarfile, "open", stop)
+    for read in (tenx.read_10x_h5, tenx.read_10x_archive):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "a.h5")
+
+
 def test_a_real_matrix_in_both_forms(shared, tmp_path):
     folder = shared / "tenx_v3"
     one = tenx.read_10x_h5(folder / "filtered_feature_bc_matrix.h5")
