@@ -62,6 +62,8 @@ LIKELIHOODS = {
 TOOLS = ("scvae_jax", "scvi")
 # what tells a fit from the others
 NAMES = ("set", "likelihood", "tool", "seed")
+# that are looked for
+SEEDS = range(100)
 N_SAMPLES = 500
 
 
@@ -74,6 +76,8 @@ def ours(
     n_samples: int = N_SAMPLES,
 ) -> dict:
     """A fit by the command line; bounds of the test cells, latents of all cells."""
+    # of what is started now, whatever was committed since this script was
+    commit = str(common.head())
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "scvae_jax.cli", "train", str(path)]
@@ -104,6 +108,7 @@ def ours(
         "latent": bounds(slice(None), 1).latent,
         "seconds": seconds,
         "epochs": json.loads(done.stdout)["epochs"],
+        "commit": commit,
     }
 
 
@@ -136,7 +141,7 @@ def peer(
 def save(file: Path, row: dict) -> None:
     """Keep a fit: what is there is whole."""
     with whole(file) as part:
-        np.savez(part, **row, commit=str(common.commit()))
+        np.savez(part, **{"commit": str(common.commit())} | row)
 
 
 def figures(row: dict, labels: np.ndarray | None, seed: int) -> dict:
@@ -233,16 +238,17 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
         path = data / f"{name}.h5ad"
         labels = anndata.read_h5ad(path, backed="r").obs.get("cell_type")
         labels = None if labels is None else labels.astype(str).to_numpy()
-        places = list(itertools.product([name], [likelihood], TOOLS, range(100)))
+        places = list(itertools.product([name], [likelihood], TOOLS, SEEDS))
         files = {place: file_of(work, *place) for place in places}
         new = {p: dict(np.load(file)) for p, file in files.items() if file.exists()}
+        now = dict(kept)
         for place, found in new.items():
-            kept[files[place].stem] = found["marginal"].astype(np.float32)
+            now[files[place].stem] = found["marginal"].astype(np.float32)
             known_versions |= json.loads(str(found.get("versions", "{}")))
         bounds = {tool: {} for tool in TOOLS}
         for place in places:
-            if files[place].stem in kept:
-                bounds[place[2]][place[3]] = kept[files[place].stem]
+            if files[place].stem in now:
+                bounds[place[2]][place[3]] = now[files[place].stem]
         seeds = sorted(set(bounds["scvae_jax"]) & set(bounds["scvi"]))
         row = rows.get((name, likelihood), {"seeds": []})
         renewed = bool(seeds) and set(seeds) >= set(row["seeds"])
@@ -261,6 +267,7 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
             times = {n: timed_fit.get(n) for n in ("seconds", "seconds_commit")}
             fits[place] = (fit if renewed else old_fit) | times
         if renewed:
+            kept = now
             row |= {"set": name, "likelihood": likelihood} | compared(bounds, seeds)
             if new or "null" not in row:
                 row["null"] = null_of(path, likelihood, SETS[name])
@@ -271,7 +278,7 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
         own = [fit for key, fit in fits.items() if key[:2] == (name, likelihood)]
         rows[name, likelihood] = row | timed(own)
     of_rows = itertools.product(SETS, LIKELIHOODS)
-    of_fits = itertools.product(SETS, LIKELIHOODS, TOOLS, range(100))
+    of_fits = itertools.product(SETS, LIKELIHOODS, TOOLS, SEEDS)
     result = {
         "rows": [rows[place] for place in of_rows if place in rows],
         "fits": [fits[place] for place in of_fits if place in fits],
@@ -296,6 +303,8 @@ def main() -> None:
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
+    if not set(arguments.seeds) <= set(SEEDS):
+        parser.error(f"found seeds {arguments.seeds}, expected some of 0 to 99")
     arguments.work.mkdir(exist_ok=True)
 
     timed_here = arguments.jobs == 1 and arguments.accelerator == "cpu"

@@ -227,6 +227,18 @@ def main() -> None:
     kind = f"gmvae, {arguments.posterior}"
     if arguments.covariance != "shared":
         kind += f", {arguments.covariance}"
+    asked = {"mixture": kind, "vae": "kmeans_vae", "components": "kmeans_pca"}
+    asked = [asked[part] for part in arguments.parts]
+    for row in common.written(arguments.out):
+        there = asked if row["set"] in arguments.only else []
+        for part in there:
+            # parts that do not say so have all of them
+            known = row.get(part, {"seeds": []}).get("seeds", SEEDS)
+            if not set(known) <= set(seeds):
+                parser.error(
+                    f"found {part} of {row['set']} in {arguments.out}, of seeds "
+                    f"{known}, expected these or more, ask for them or another --out"
+                )
     for name in arguments.only:
         read_set, k, options, train = SETS[name]
         adata, labels = read_set(arguments.data)

@@ -43,9 +43,8 @@ def fits_of(fitted: sv.Fitted) -> list[sv.Fitted]:
     return sorted((fitted, *fitted.alternatives), key=lambda f: f.train_config.seed)
 
 
-@cache
-def commit() -> str | None:
-    """The commit that is run, with "+" where code was changed since.
+def head() -> str | None:
+    """The commit that is here, with "+" where code was changed since.
 
     None where it is not known: without git, or of a package that is installed
     elsewhere.
@@ -59,6 +58,7 @@ def commit() -> str | None:
 
 
 # of what is imported now, whatever is committed while it runs
+commit = cache(head)
 commit()
 
 

@@ -10,8 +10,6 @@ unless no set loses beyond two standard errors. A quarter of an hour on two core
 """
 
 import argparse
-import json
-import platform
 from pathlib import Path
 
 import anndata
@@ -20,7 +18,6 @@ import jax
 import numpy as np
 
 import scvae_jax as sv
-from scvae_jax.checkpoints import versions
 from scvae_jax.config import completed
 
 SETS = {"kang_batches": {"batch_key": "batch"}, "pbmc4k": {}}
@@ -58,6 +55,11 @@ def paired(low: list[dict], full: list[dict], name: str, precision: str) -> dict
     }
 
 
+def place(row: dict) -> tuple[int, str]:
+    """What a row is of, and where it stands."""
+    return list(SETS).index(row["set"]), row["precision"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -66,7 +68,6 @@ def main() -> None:
     # elsewhere tensorfloat32 is float32
     on_gpu = jax.default_backend() == "gpu"
     lower = ("tensorfloat32", "bfloat16") if on_gpu else ("bfloat16",)
-    rows = []
     for name, options in SETS.items():
         adata = anndata.read_h5ad(arguments.data / f"{name}.h5ad")
         full = bounds(adata, "float32", options)
@@ -74,15 +75,11 @@ def main() -> None:
             low = bounds(adata, precision, options)
             row = {"set": name, "precision": precision}
             row |= {"seeds": list(SEEDS), "options": options}
-            row |= {"commit": common.commit()}
             for part in ("validation_elbo", "elbo"):
                 row[part] = paired(low, full, part, precision)
             row |= {"float32_fits": full, f"{precision}_fits": low}
-            rows.append(row)
             print(name, row["validation_elbo"], row["elbo"], flush=True)
-            known = versions() | {"python": platform.python_version()}
-            result = {"rows": rows, "versions": known}
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            common.add_row(arguments.out, row, place)
 
 
 if __name__ == "__main__":
