@@ -252,7 +252,9 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
         seeds = sorted(set(bounds["scvae_jax"]) & set(bounds["scvi"]))
         row = rows.get((name, likelihood), {"seeds": []})
         renewed = bool(seeds) and set(seeds) >= set(row["seeds"])
-        if new and not renewed:
+        if renewed or not row["seeds"]:
+            kept = now
+        elif new:
             print(
                 f"{name} {likelihood}: bounds of seeds {row['seeds']} are gone but for "
                 f"{seeds}, so that only seconds are renewed",
@@ -267,7 +269,6 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
             times = {n: timed_fit.get(n) for n in ("seconds", "seconds_commit")}
             fits[place] = (fit if renewed else old_fit) | times
         if renewed:
-            kept = now
             row |= {"set": name, "likelihood": likelihood} | compared(bounds, seeds)
             if new or "null" not in row:
                 row["null"] = null_of(path, likelihood, SETS[name])

@@ -132,7 +132,8 @@ def principal_components(adata: anndata.AnnData, labels: np.ndarray, k: int, see
     scanpy.pp.log1p(cells)
     scanpy.pp.pca(cells, n_comps=30)
     codes = [scores.kmeans(cells.obsm["X_pca"], k, seed) for seed in seeds]
-    return common.spread([common.agreement(c, labels) for c in codes])
+    found = common.spread([common.agreement(c, labels) for c in codes])
+    return found | {"seeds": list(seeds)}
 
 
 def mixture(adata, labels, k, options, train, seeds, **model) -> dict:
@@ -206,7 +207,7 @@ def plain(adata, labels, k, options, train, seeds) -> dict:
                 "held_out_importance_weighted": figures["importance_weighted_bound"],
             }
         )
-    return common.spread(rows)
+    return common.spread(rows) | {"seeds": list(seeds)}
 
 
 def main() -> None:
@@ -232,7 +233,7 @@ def main() -> None:
     for row in common.written(arguments.out):
         there = asked if row["set"] in arguments.only else []
         for part in there:
-            # parts that do not say so have all of them
+            # older parts do not say so, and have all of them
             known = row.get(part, {"seeds": []}).get("seeds", SEEDS)
             if not set(known) <= set(seeds):
                 parser.error(

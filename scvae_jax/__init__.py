@@ -5,6 +5,7 @@ K clusters, C batches. Bounds are in nats per cell, and higher is better.
 """
 
 import importlib
+from importlib import metadata
 
 # public name -> module; loaded when first used, so that importing this costs nothing
 _PUBLIC = {
@@ -53,6 +54,8 @@ def __getattr__(name: str):
         return getattr(module, name)
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return metadata.version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

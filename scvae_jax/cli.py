@@ -216,6 +216,7 @@ def apply(
     batch: Annotated[
         str | None, typer.Option(help="Denoise as if every cell were of this batch.")
     ] = None,
+    key_added: Annotated[str, typer.Option(help="Prefix of the fields.")] = "scvae",
     missing_genes: MissingGenes = "error",
     layer: LayerAgain = None,
     batch_size: CellsAtATime = TRAIN.batch_size,
@@ -239,13 +240,17 @@ def apply(
         with warnings.catch_warnings():
             # what there is to warn of, apply does
             warnings.simplefilter("ignore", InputWarning)
-            analysis.denoise(adata, fitted, batch=batch, **given)
-    analysis.apply(adata, fitted, **given)
+            layer_added = f"{key_added}_denoised"
+            analysis.denoise(
+                adata, fitted, batch=batch, layer_added=layer_added, **given
+            )
+    analysis.apply(adata, fitted, key_added=key_added, **given)
     # another process may have written there meanwhile
     files.expect_free(out, overwrite)
     annotated.write_h5ad(adata, out)
-    figures = {"n_cells": adata.n_obs, "elbo": float(adata.obs["scvae_elbo"].mean())}
-    printing.figures(figures | {"out": str(out)}, as_json)
+    elbo = float(adata.obs[f"{key_added}_elbo"].mean())
+    figures = {"n_cells": adata.n_obs, "elbo": elbo, "out": str(out)}
+    printing.figures(figures, as_json)
 
 
 @app.command()

@@ -306,7 +306,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
                 f"found likelihood option {pair!r}, expected NAME=VALUE, "
                 "write it like dispersion=gene_cell"
             )
-        # of more digits Python makes no number
+        # numbers of more digits need not fit 64 bits
         digits = re.fullmatch("-?[0-9]{1,18}", value)
         options[name] = int(value) if digits else value
     return options

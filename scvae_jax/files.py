@@ -53,7 +53,7 @@ def expect_file(path: Path, expected: str) -> None:
 
 
 def expect_unlocked(path: Path, error: Exception) -> None:
-    """Refuse a file of HDF5 that is whole, but may not be read here or now.
+    """Refuse a file that is whole, but may not be read here or now.
 
     Args:
         path: of the file.
@@ -62,11 +62,6 @@ def expect_unlocked(path: Path, error: Exception) -> None:
     Raises:
         InputError: if the error is about locks or permissions.
     """
-    if isinstance(error, PermissionError):
-        raise InputError(
-            f"found {path}, which may not be read, expected a file that may, change "
-            "its permissions"
-        ) from None
     if isinstance(error, BlockingIOError):
         raise InputError(
             f"found {path} locked by another program, expected a file that can be "
@@ -77,6 +72,11 @@ def expect_unlocked(path: Path, error: Exception) -> None:
             f"found {path} on a file system without locks ({one_line(error)}), "
             "expected one that has them, set HDF5_USE_FILE_LOCKING=FALSE or copy it "
             "elsewhere"
+        ) from None
+    if isinstance(error, PermissionError):
+        raise InputError(
+            f"found {path}, which may not be read, expected a file that may, change "
+            "its permissions"
         ) from None
 
 

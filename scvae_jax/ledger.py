@@ -54,11 +54,12 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
     """
     if not _is_new(folder):
         beside = folder / ".new"
-        placed = (beside / SETTINGS).exists() and not (beside / "fits").exists()
+        begins = (beside / SETTINGS).exists()
+        placed = begins and not (beside / "fits").exists()
         if placed:
             # it was stopped while it took its place
             take_place(beside, folder)
-        if (beside / OLD).exists() and not (folder / "fits").exists():
+        elif begins and (beside / OLD).exists() and not (folder / "fits").exists():
             # or just before
             os.replace(beside / OLD, folder / "fits")
         known = _read_settings(folder / SETTINGS)
@@ -67,7 +68,7 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
                 f"found {folder}, which is not a comparison, expected a new path or "
                 "one that is, choose another path"
             )
-        for part in (folder / "fits").glob(".*.npz"):
+        for part in (*folder.glob("fits/.*.npz"), *beside.glob("fits/.*.npz")):
             # of a process that was killed while it wrote
             part.unlink()
         known = _in_use(known, folder)
@@ -80,7 +81,7 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
             )
         begun = _read_settings(beside / SETTINGS)
         begun = begun and _in_use(begun, beside)
-        stopped = begun is not None and not _changed(begun, settings)
+        stopped = bool(begun) and not _changed(begun, settings)
         finished = (folder / LAST).exists() and not placed
         if overwrite and (changed or finished or stopped):
             folder, known = beside, begun
@@ -121,14 +122,15 @@ def take_place(work: Path, folder: Path) -> None:
     if (work / "fits").exists():
         for name in (*TABLES, *PICTURES):
             (folder / name).unlink(missing_ok=True)
-        # aside first: they are there as a whole until the new ones are
-        os.replace(folder / "fits", work / OLD)
+        if (folder / "fits").exists():
+            # aside first: they are there as a whole until the new ones are
+            os.replace(folder / "fits", work / OLD)
         os.replace(work / "fits", folder / "fits")
-    shutil.rmtree(work / OLD, ignore_errors=True)
     # its settings last: by them `open_folder` knows one that was stopped here
     for path in sorted(work.iterdir(), key=lambda path: path.name == SETTINGS):
-        os.replace(path, folder / path.name)
-    work.rmdir()
+        if path.name != OLD:
+            os.replace(path, folder / path.name)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _read_settings(path: Path) -> Row | None:
@@ -183,9 +185,9 @@ def fit_name(key: tuple[str, str, str, int | str, int]) -> str:
     digest = hashlib.sha256(json.dumps(key).encode())
     data, likelihood, model, split, seed = key
     words = (data, likelihood, model, f"split-{split}", f"seed-{seed}")
-    # of letters that take one byte each, as the length of a name is limited in bytes
-    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words), flags=re.ASCII)[:120]
-    return f"{readable}-{digest.hexdigest()[:8]}.npz"
+    # the length of a name is limited in bytes
+    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words)).encode()[:120]
+    return f"{readable.decode(errors='ignore')}-{digest.hexdigest()[:8]}.npz"
 
 
 def write_fit(path: Path, fit: Fit) -> None:

@@ -58,7 +58,9 @@ class Model(NamedTuple):
     """Pure functions of a deep generative model. Parameters come first.
 
     A model never drops anything out unless a dropout key is given, so that bounds are
-    those of the model itself.
+    those of the model itself. Its functions were made from one another: `terms` goes on
+    with the `encode` and `decode` that it was made of where these alone are replaced.
+    A train step needs `init` and `terms` and no others.
 
     Attributes:
         modalities: what it generates.

@@ -50,13 +50,13 @@ def thinned(key: Array, x: Array, share: Array) -> Array:
         drawn = jnp.where(x > FEW, jnp.clip(normal, 0.0, x), exact(uniform, x, share))
         return drawn.astype(x.dtype)
 
-    whole = jnp.floor(x)
+    given = (uniform, jnp.floor(x), jnp.asarray(share))
+    if jax.default_backend() != "cpu":
+        # a GPU waits at a branch
+        return either(*given) + rest
     # a branch also for its own sake: joined with what looks counts up and lays them
     # out, these formulas take a CPU twice as long
-    drawn = jax.lax.cond(
-        jnp.any(whole > FEW), either, exact, uniform, whole, jnp.asarray(share)
-    )
-    return drawn + rest
+    return jax.lax.cond(jnp.any(x >= FEW + 1), either, exact, *given) + rest
 
 
 def entries_of(

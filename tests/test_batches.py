@@ -338,6 +338,9 @@ def test_product_is_that_of_dense_arrays(density):
     close(product(dense, kernel), dense @ kernel)
     for argument in (0, 1):
         close(score(product, argument), score(jax.numpy.matmul, argument))
+    lower = kernel.astype(jax.numpy.bfloat16)
+    slopes = jax.grad(lambda *a: product(*a).sum(), argnums=(0, 1))(dense, lower)
+    assert [slope.dtype for slope in slopes] == [dense.dtype, lower.dtype]
     # rows of any width
     single = tuple(a.reshape(-1, 1) for a in counts.nonzero[1:])
     single = (np.repeat(counts.nonzero[0], batches.ROW), *single)

@@ -283,6 +283,12 @@ def test_apply_refuses_then_overwrites(command, data, run, tmp_path):
     assert figures["out"] == "out.h5ad"
     adata = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert figures["elbo"] == pytest.approx(adata.obs["scvae_elbo"].mean(), rel=1e-6)
+    # beside what another model has written
+    options = ("--key-added", "other", "--denoised", "--out", "both.h5ad")
+    assert command("apply", run, "out.h5ad", *options).code == 0
+    both = anndata.read_h5ad(tmp_path / "both.h5ad")
+    assert {"X_scvae", "X_other"} <= set(both.obsm) and "other_denoised" in both.layers
+    (tmp_path / "both.h5ad").unlink()
     before = listing(tmp_path)
     again = command("apply", run, data, "--out", "out.h5ad")
     assert again.code == 2

@@ -247,6 +247,26 @@ def test_old_fits_are_whole_until_new_ones_are_there(tmp_path, monkeypatch, move
     assert os.listdir(work / "fits") == ["new.npz"]
 
 
+def test_a_replacement_of_fits_that_are_gone(tmp_path):
+    folder, other = tmp_path / "out", SETTINGS | {"n_samples": 20}
+    ledger.open_folder(folder, SETTINGS, False)
+    (folder / ledger.LAST).write_text("finished")
+    work, _ = ledger.open_folder(folder, other, True)
+    ledger.write_fit(work / "fits" / "new.npz", fit_of("one", "vae"))
+    shutil.rmtree(folder / "fits")
+    ledger.take_place(work, folder)
+    assert os.listdir(folder / "fits") == ["new.npz"] and not work.exists()
+
+
+def test_what_was_not_begun_replaces_nothing(tmp_path):
+    folder, other = tmp_path / "out", SETTINGS | {"n_samples": 20}
+    ledger.open_folder(folder, SETTINGS, False)
+    ledger.write_fit(folder / "fits" / "old.npz", fit_of("one", "vae"))
+    assert ledger.open_folder(folder, other, True)[0] == folder / ".new"
+    # half done, it is gone on with
+    assert ledger.open_folder(folder, SETTINGS, True) == (folder, SETTINGS)
+
+
 def test_what_nothing_was_fitted_of_may_change(tmp_path):
     folder = tmp_path / "out"
     more = {"data": {"one": "a", "two": "b"}, "gmvae": {"n_clusters": 8}}

@@ -430,7 +430,6 @@ def test_matrices_that_are_refused(tmp_path):
             read(tmp_path / "none")
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -450,6 +449,7 @@ def test_a_good_matrix_is_not_blamed(tmp_path, monkeypatch, error, message):
             read(tmp_path / "a.h5")
 
 
+@pytest.mark.shared
 def test_a_real_matrix_in_both_forms(shared, tmp_path):
     folder = shared / "tenx_v3"
     one = tenx.read_10x_h5(folder / "filtered_feature_bc_matrix.h5")

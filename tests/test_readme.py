@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -12,7 +13,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -29,6 +30,12 @@ def test_example_runs(code, tmp_path, monkeypatch):
     if "gmvae" in code:
         found = names["adata"].obs
         assert {"scvae_cluster", "scvae_cluster_confidence"} <= set(found)
+    if "pad_to_batches" in code:
+        assert names["batch"].counts[0].x.shape == (64, 50)
+        assert (
+            float(names["weight"].sum()) == 200
+            and np.isfinite(names["batch"].counts[0].x).all()
+        )
     if "bound" in names:
         assert names["bound"].shape == (64,)
     if "calibrate" in code:
