@@ -5,7 +5,6 @@ K clusters, C batches. Bounds are in nats per cell, and higher is better.
 """
 
 import importlib
-from importlib import metadata
 
 # public name -> module; loaded when first used, so that importing this costs nothing
 _PUBLIC = {
@@ -55,7 +54,7 @@ def __getattr__(name: str):
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name == "__version__":
-        return metadata.version(__name__)
+        return importlib.import_module("importlib.metadata").version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

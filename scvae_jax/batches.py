@@ -181,8 +181,6 @@ def cut(
     owner = jnp.minimum(cell, batch_size - 1)
     offset = cells.start[index] - (end - n_rows)
     address = jnp.where(cell < batch_size, row + offset[owner], 0)
-    # else they are found anew for every slot, by all that read them
-    cell, address = jax.lax.optimization_barrier((cell, address))
     gene = cells.gene[address].astype(jnp.int32)
     value = cells.value[address].astype(jnp.float32)
     # no count is dropped in silence
@@ -247,8 +245,6 @@ def product(
 
     @jax.custom_vjp
     def sparse(cell, gene, entries, x, kernel):
-        # else the entries would be computed anew for every column of the kernel
-        entries = jax.lax.optimization_barrier(entries)
         # a sum that is written out is one loop, without an array [R, ROW, n]
         rows = sum(
             entries[:, slot, None]
