@@ -173,11 +173,17 @@ def cut(
     batch_size = index.shape[0]
     n_rows = jnp.where(weight > 0, cells.length[index] // ROW, 0)
     end = jnp.cumsum(n_rows)
-    # row r belongs to the first cell whose end lies past it, B for padding: to as many
-    # cells as ends lie at it or before
+    # row r belongs to the first cell whose end lies past it, B for padding: its number is
+    # that of the ends at r or before
     row = jnp.arange(n_slots // ROW, dtype=jnp.int32)
-    ends = jnp.zeros(len(row) + 1, jnp.int32).at[jnp.minimum(end, len(row))].add(1)
-    cell = jnp.cumsum(ends)[:-1]
+    if jax.default_backend() == "cpu":
+        # a search would be made anew for every slot, by all that read what it finds
+        ends = jnp.zeros(len(row) + 1, jnp.int32).at[jnp.minimum(end, len(row))].add(1)
+        cell = jnp.cumsum(ends)[:-1]
+    else:
+        # a sum takes a GPU some kernels, each turn of a loop as well
+        cell = jnp.searchsorted(end, row, side="right", method="scan_unrolled")
+        cell = cell.astype(jnp.int32)
     owner = jnp.minimum(cell, batch_size - 1)
     offset = cells.start[index] - (end - n_rows)
     address = jnp.where(cell < batch_size, row + offset[owner], 0)

@@ -109,6 +109,19 @@ def test_what_does_not_fit_is_no_number():
         assert np.isfinite(batch.counts[0].nonzero[2]).all() == fits
 
 
+@pytest.mark.parametrize("n_slots", [512, 128])
+def test_a_gpu_cuts_the_same_batches(monkeypatch, n_slots):
+    x = random_counts(30, 23, 0.5, seed=1)
+    weight = np.ones(16, np.float32)
+    weight[[0, 5, 15]] = 0.0
+    found = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda name=backend: name)
+        found.append(batches.cut(put(x), np.arange(5, 21), weight, 23, n_slots))
+    same = jax.tree.map(partial(np.array_equal, equal_nan=True), *found)
+    assert all(jax.tree.leaves(same))
+
+
 def test_a_gene_beyond_the_last_is_no_number():
     """Of it counts would be dropped in silence."""
     x = scipy.sparse.csr_matrix(np.eye(3, 5, 2, dtype=np.float32))

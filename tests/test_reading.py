@@ -41,6 +41,16 @@ def test_fractional_counts_are_thinned_as_much(share):
         assert found.mean() == pytest.approx(x * share, abs=5 * error + 0.003 * x)
 
 
+def test_a_gpu_thins_alike(monkeypatch):
+    """Without the branch, at which it would wait."""
+    counts = jnp.array([[0.0, 1.0, 8.0, 9.0, 60.5]] * 20)
+    here = reading.thinned(KEY, counts, 0.5)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = reading.thinned(KEY, counts, 0.5)
+    np.testing.assert_allclose(here, there, rtol=1e-6)
+    assert "cond" not in str(jax.make_jaxpr(reading.thinned)(KEY, counts, 0.5))
+
+
 @pytest.mark.parametrize("most", [8.0, 20.0])
 def test_thinned_counts_keep_their_type(most):
     with jax.enable_x64(True):
