@@ -173,8 +173,8 @@ def cut(
     batch_size = index.shape[0]
     n_rows = jnp.where(weight > 0, cells.length[index] // ROW, 0)
     end = jnp.cumsum(n_rows)
-    # row r belongs to the first cell whose end lies past it, B for padding: its number is
-    # that of the ends at r or before
+    # row r belongs to the first cell whose end lies past it, B for padding: the number
+    # of that cell is the number of ends at r or before
     row = jnp.arange(n_slots // ROW, dtype=jnp.int32)
     if jax.default_backend() == "cpu":
         # a search would be made anew for every slot, by all that read what it finds
