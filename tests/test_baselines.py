@@ -185,6 +185,17 @@ def test_totals_of_batches_are_their_own_where_there_are_enough():
     assert found[2] == pooled[2]
 
 
+def test_a_batch_of_twenty_cells_has_totals_of_its_own():
+    rng = np.random.default_rng(0)
+    values = rng.poisson(50.0, size=100)
+    for n, own in ((19, False), (20, True)):
+        batch = np.array(["a"] * (100 - n - 1) + ["b"] * (n + 1))
+        train = np.arange(100) < 99
+        found = baselines.totals_log_prob(totals(values, batch), train, ~train)
+        pooled = baselines.totals_log_prob(totals(values), train, ~train)
+        assert (found != pooled) == own
+
+
 @pytest.mark.parametrize("theta", [1e-3, 1.0, 1e7])
 def test_negative_binomial_in_float64(theta):
     x = np.array([0.0, 1.0, 40.0, 1e5])

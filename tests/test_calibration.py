@@ -655,6 +655,67 @@ def test_adjusted_p_values_by_hand():
     assert fields["family"][~tested].tolist() == [None, None]
 
 
+def test_the_spread_of_fits_is_that_of_their_mean(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        preferences, "two_sided", lambda *given: asked.append(given) or np.ones(4)
+    )
+    random = np.random.default_rng(0)
+    scores = {"a": random.normal(size=(2, 4)), "b": random.normal(size=(3, 4))}
+    moments = {("a", "b"): np.stack([np.full(4, 6.0), np.full(4, 30.0)])}
+    preferences.preferences(scores, moments, 10, np.ones(4, bool), 0.05)
+    ((mean, of_cells, of_fits, _, _),) = asked
+    np.testing.assert_allclose(mean, 0.6)
+    np.testing.assert_allclose(of_cells, (3.0 - 0.36) / 9)
+    for (found, freedom), of in zip(of_fits, scores.values(), strict=True):
+        assert freedom == len(of) - 1
+        np.testing.assert_allclose(found, of.var(axis=0, ddof=1) / len(of))
+
+
+def test_scores_of_each_fit_are_its_own(truth, models, monkeypatch):
+    name, seen = "negative_binomial", []
+    real = calibration.preferences
+    monkeypatch.setattr(
+        calibration, "preferences", lambda *given: seen.append(given) or real(*given)
+    )
+    good = models[name]
+    free = {"rna": {"log_dispersion": jnp.asarray(truth[2] - 4.0, jnp.float32)}}
+    bad = dataclasses.replace(good, params=good.params | {"free": free})
+    two = dataclasses.replace(good, alternatives=(bad,))
+    options = {"n_samples": 2}
+    with pytest.warns(InputWarning, match="poisson: one fit only"):
+        found = sv.calibrate(
+            truth[0].copy(), {"poisson": models["poisson"], name: two}, **options
+        )
+    ((scores, moments, n_cells, _, _),) = seen
+    for fit, score in zip((good, bad), scores[name], strict=True):
+        (alone,) = sv.calibrate(truth[0].copy(), {name: fit}, **options).values()
+        np.testing.assert_allclose(score, alone.genes["log_score"], rtol=1e-4)
+    mean = scores[name].mean(axis=0)
+    np.testing.assert_allclose(found[name].genes["log_score"], mean, rtol=1e-4)
+    gain = mean - scores["poisson"][0]
+    ((total, _),) = moments.values()
+    np.testing.assert_allclose(total / n_cells, gain, rtol=1e-3, atol=1e-5)
+
+
+def test_genes_that_few_cells_show_prefer_nothing(truth, models):
+    adata = truth[0].copy()
+    x = adata.X.toarray()
+    x[20:, :2] = 0.0
+    x[20:39, 0] = x[20:40, 1] = 1.0
+    adata.X = scipy.sparse.csr_matrix(x)
+    with pytest.warns(InputWarning, match="one fit only"):
+        sv.calibrate(
+            adata,
+            {name: models[name] for name in ("poisson", "negative_binomial")},
+            n_samples=1,
+        )
+    missing = adata.var["scvae_family"].isna()
+    assert missing.tolist() == [True] + [False] * (N_GENES - 1)
+    q = adata.var["scvae_gain_q_negative_binomial"]
+    np.testing.assert_array_equal(q.isna(), missing)
+
+
 def test_what_is_refused(truth, models, fitted, small):
     adata, poisson = truth[0], models["poisson"]
     # of one's own, whatever its options are called

@@ -249,3 +249,8 @@ def test_clusters_are_matched_one_to_one():
     merged = np.full(8, 3)
     assert sorted(clusters.matched(first, merged, 4)) == [0, 1, 2, 3]
     assert clusters.matched(first, merged, 4)[0] == 3
+
+
+def test_a_cluster_of_one_percent_is_in_use():
+    for sizes, expected in (((196, 2, 2), 3), ((197, 2, 1), 2), ((198, 0, 2), 2)):
+        assert clusters.clusters_used(np.repeat([0, 1, 2], sizes)) == expected

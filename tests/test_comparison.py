@@ -75,6 +75,7 @@ def quick(monkeypatch):
                     "skipped_steps": 0,
                     "seconds_per_epoch": 2.0,
                     "compile_seconds": 2.0,
+                    **({"place_seconds": 3.0} if config.model == "gmvae" else {}),
                 },
             )
             for seed in reversed(seeds)
@@ -229,6 +230,8 @@ def test_tables_in_the_folder_are_those_returned(quick, compare):
     # of labels 29 are known; a vae has k-means, a gmvae clusters of its own
     assert (row["n_scored"], row["n_labels"], row["oracle_k"]) == (29, 3, True)
     mixture = found.table[found.table["model"] == "gmvae"].iloc[0]
+    # and its part of what placing the components of both took
+    assert mixture["seconds"] == 2.0 + 3.0 / 2
     assert (mixture["n_clusters"], mixture["oracle_k"]) == (3, False)
     kinds = found.ranks.set_index("model")["oracle_k"]
     assert kinds["vae"].all() and not kinds["gmvae"].any()

@@ -71,8 +71,10 @@ class Asked:
     ],
 )
 def test_options_that_are_not_known_are_left_out(
-    lowered, n_entries, n_unknown, expected
+    lowered, n_entries, n_unknown, expected, monkeypatch
 ):
+    # these are options for a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     asked = Asked(lowered, n_unknown)
     with ThreadPoolExecutor(1) as pool:
         compiling.ahead(pool, asked, n_entries)()

@@ -64,7 +64,7 @@ def test_a_look_is_the_mean_over_cells(cells, n_samples, n_clusters):
     of_fit = (state.params, state.key, True, {})
     best = epochs.first_best(state.params)
     best, figures = look(best, of_fit, (cells, in_order))
-    elbos, bounds, r = [], [], []
+    elbos, bounds, r, kl_y = [], [], [], []
     key = jax.random.fold_in(state.key, 2**32 - 1)
 
     @jax.jit
@@ -79,6 +79,7 @@ def test_a_look_is_the_mean_over_cells(cells, n_samples, n_clusters):
         parts = objectives.elbo_parts(terms)
         elbos.append((parts.log_likelihood - parts.kl_z - parts.kl_y)[real])
         bounds.append(objectives.importance_weighted_bound(terms)[real])
+        kl_y.append(parts.kl_y[real])
         r.append(np.exp(objectives.log_responsibilities(terms)).mean(axis=0)[real])
     elbo, bound = np.concatenate(elbos), np.concatenate(bounds)
     assert len(elbo) == N_OBS
@@ -90,6 +91,8 @@ def test_a_look_is_the_mean_over_cells(cells, n_samples, n_clusters):
         share = np.concatenate(r).mean(axis=0)
         effective = np.exp(-(share * np.log(share)).sum())
         assert figures["effective_clusters"] == pytest.approx(effective, rel=1e-4)
+        expected = np.concatenate(kl_y).mean()
+        assert figures["validation_kl_y"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_look_at_many_cells_keeps_its_digits(cells):

@@ -181,6 +181,25 @@ def test_parts_of_the_split(fitted, small):
     assert figures["split"] == "new" and figures["n_cells"] == 7
 
 
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        (["train", "validation", "new"], "new"),
+        (["train", "validation"], "validation"),
+        (["validation", "test"], "test"),
+    ],
+)
+def test_the_part_that_is_looked_at(there, chosen):
+    """Validation cells chose the epoch: any others come before them."""
+    part, where = evaluation.part_of(np.array(there), None)
+    assert part == chosen and where.tolist() == [name == chosen for name in there]
+
+
+def test_training_cells_alone_are_not_held_out():
+    with pytest.raises(InputError, match="found no held-out cells .there are 2 train"):
+        evaluation.part_of(np.array(["train", "train"]), None)
+
+
 def test_new_cells_beside_known_ones_are_not_passed_over(fitted, small):
     tested = dataclasses.replace(fitted, split=np.array(["test"] * 120))
     mixed = small.copy()
@@ -225,6 +244,27 @@ def test_scores(fitted, small):
     assert figures["ari"] == pytest.approx(ari, abs=1e-6)
     nmi = metrics.normalized_mutual_info_score(labels, codes)
     assert figures["nmi"] == pytest.approx(nmi, abs=1e-6)
+
+
+def test_scores_of_a_mixture_are_those_of_its_own_clusters(untrained, small):
+    mixture = untrained("shared")
+    adata = small.copy()
+    adata.obs["type"] = adata.obs["cell_type"].astype(object)
+    adata.obs.loc[adata.obs_names[:10], "type"] = None
+    options = {"split": "all", "n_samples": 1}
+    figures = sv.evaluate(adata, mixture, score_key="type", **options)
+    cells = selection.cells_to_device(
+        evaluation.prepare_as(adata, mixture), slice(None)
+    )
+    r = evaluation.cell_bounds(mixture.model, mixture.params, cells, n_samples=1)
+    share = r.probabilities.mean(axis=0)
+    effective = np.exp(-(share * np.log(share)).sum())
+    assert figures["effective_clusters"] == pytest.approx(effective, rel=1e-4)
+    ari = metrics.adjusted_rand_score(
+        adata.obs["type"][10:], r.probabilities.argmax(axis=1)[10:]
+    )
+    assert figures["ari"] == pytest.approx(ari, abs=1e-6)
+    assert figures["n_scored"] == 110 and not figures["oracle_k"]
 
 
 def test_kmeans_finds_what_is_there_and_numbers_by_size():

@@ -305,6 +305,46 @@ def test_a_decoder_starts_at_the_mean_profile(name, mean, sparse_batch):
     assert np.abs(slopes["decoder"]["output_0"]["kernel"]).max() > 0
 
 
+@pytest.mark.parametrize("posterior", ["shared", "conditional"])
+def test_a_mixture_starts_at_the_mean_profile(posterior, sparse_batch):
+    model = models.gmvae(
+        [models.Modality("rna", 40, likelihoods.poisson(mean="free"))],
+        n_clusters=3,
+        posterior=posterior,
+        n_latent=3,
+    )
+    profile = np.random.default_rng(0).gamma(1.0, 2.0, 40).astype(np.float32)
+    params = model.init(KEY, [(profile, 50)])
+    (decoded,) = model.decode(params, jax.random.normal(KEY, (10, 3)), sparse_batch)
+    expected = np.broadcast_to(profile + 0.5 / 50, (10, 40))
+    np.testing.assert_allclose(np.exp(decoded["log_mean"]), expected, rtol=1e-4)
+
+
+def test_given_weights_are_not_trained(sparse_batch):
+    given = {"n_clusters": 2, "n_latent": 3, "mixture_weights": (0.25, 0.75)}
+    rna = models.Modality("rna", 40, likelihoods.poisson())
+    model = models.gmvae([rna], **given)
+    slopes = jax.grad(
+        lambda p: importance_weighted_bound(model.terms(p, KEY, sparse_batch, 1)).sum()
+    )(model.init(KEY))
+    assert not np.any(slopes["prior"]["log_weights"])
+    assert np.any(slopes["prior"]["mean"])
+
+
+def test_every_covariate_is_decoded():
+    model = models.vae(
+        [models.Modality("rna", 6, likelihoods.poisson())],
+        n_latent=2,
+        hidden_sizes=(8,),
+        n_categories=(3, 2),
+    )
+    params = model.init(KEY)
+    codes = jnp.array([[2, 0], [2, 1], [0, 0]])
+    batch = batches.dense_batch(jnp.ones((3, 6)), categorical=codes)
+    h = model.expand(params, jnp.zeros((3, 2)), batch)
+    assert not np.allclose(h[0], h[1]) and not np.allclose(h[0], h[2])
+
+
 def test_other_data_starts_at_its_mean_too():
     mean = np.array([0.0, 0.2, 1.0, 0.7], np.float32)
     for likelihood in (likelihoods.bernoulli(), likelihoods.gaussian()):

@@ -207,6 +207,33 @@ def test_kl_weight_acts_on_the_prior_of_a_mixture():
     np.testing.assert_allclose(loss, -np.log(np.exp(log_weight).mean(0)), rtol=1e-6)
 
 
+def test_a_network_is_fitted_to_responsibilities_for_nothing():
+    """In value the loss stays the bound's; its slope is that of a cross-entropy."""
+    one, logits = (
+        some_terms(3),
+        np.array([[0.3, -0.2], [1.0, 0.0], [0.0, 0.0], [-2, 1]]),
+    )
+    axis = {
+        name: getattr(one, name)[..., None] for name in ("log_px", "log_qz", "kl_z")
+    }
+    log_pz = one.log_pz[..., None] + np.array([0.0, -1.5])
+    log_py = np.broadcast_to(np.log([0.2, 0.8]), log_pz.shape)
+    mixture = one._replace(log_pz=log_pz, log_py=log_py, **axis)
+
+    def loss(logits):
+        log_qy = jnp.broadcast_to(jax.nn.log_softmax(logits), log_pz.shape)
+        terms = mixture._replace(log_qy=log_qy)
+        return objectives.importance_weighted(3).loss(terms, 1.0)
+
+    bound = objectives.importance_weighted_bound(mixture)
+    np.testing.assert_allclose(loss(logits), -bound, rtol=1e-5)
+    weights = np.exp(axis["log_px"] + log_pz + log_py - axis["log_qz"]).sum(axis=0)
+    r = weights / weights.sum(axis=-1, keepdims=True)
+    slopes = jax.grad(lambda logits: loss(logits).sum())(jnp.asarray(logits))
+    expected = jax.nn.softmax(logits) - r
+    np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

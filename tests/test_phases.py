@@ -327,6 +327,32 @@ def test_what_differs_between_fits_is_what_a_configuration_says(small, name, val
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_what_the_phases_of_a_mixture_train():
+    """First the ELBO of the VAE with free nats, then the bound that is asked for."""
+    train = sv.TrainConfig(epochs=8, n_samples=3, kl_weight=0.5, start=0.5)
+
+    def build(_):
+        likelihood = building.named_likelihood(MIXTURE)
+        return building.from_config(MIXTURE, likelihood, n_genes=60)
+
+    def setups(train):
+        plan = schedule.Plan(build, train, (0,), {}, None, (), None)
+        of = schedule.phases_of(build({}), train, 8, 5)
+        return [schedule.setup_of(plan, of, phase, 5)({}) for phase in of]
+
+    first, second = setups(train)
+    assert (first.keep, second.keep) == ("last", "best risen")
+    assert not first.model.n_clusters and second.model.n_clusters == 3
+    assert float(first.full_weight) == float(second.full_weight) == 0.5
+    assert (first.objective.n_samples, second.objective.n_samples) == (1, 3)
+    zeros = jnp.zeros((1, 2))
+    terms = objectives.Terms(zeros[..., None], zeros - 9.0, zeros, zeros, zeros + 1.0)
+    for more, free in ((0.0, schedule.START_FREE_NATS), (50.0, 50.0)):
+        config = dataclasses.replace(train, n_samples=1, free_nats=more)
+        loss = setups(config)[0].objective.loss(terms, 1.0)
+        np.testing.assert_allclose(loss, 9.0 + free)
+
+
 def test_clusters_have_the_numbers_of_those_of_the_best_fit(types, fits):
     (other,) = fits.alternatives
     cells = selection.cells_to_device(prepare_as(types, fits), slice(None))
@@ -422,8 +448,12 @@ def test_responsibilities_are_fitted_to_every_so_many_cells(
     likelihood = building.named_likelihood(config)
     model = building.from_config(config, likelihood, n_genes=60)
     cells = selection.cells_to_device(prepare(types, sv.DataConfig()), slice(None))
-    params = placing.place_clusters(model, model.init(jax.random.key(0)), cells, 0)
+    before = model.init(jax.random.key(0))
+    params = placing.place_clusters(model, before, cells, 0)
     jax.effects_barrier()
+    mean, variance = map(np.asarray, placing.encode_cells(model, before, cells))
+    placed = clusters.place(before["prior"], mean, variance, 0)
+    assert same(params["prior"], placed) and not same(params["prior"], before["prior"])
     if posterior == "shared":
         assert not seen
         return
@@ -432,6 +462,10 @@ def test_responsibilities_are_fitted_to_every_so_many_cells(
     np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
     inferred = np.exp(model.infer(params, q.mean()))
     np.testing.assert_allclose(target, inferred, rtol=1e-4, atol=1e-5)
+    # and the network gives what it was fitted to
+    fitted = model.encode(params, batches.dense_batch(types.X.toarray()[::3]))
+    codes = fitted.mixture_distribution.logits.argmax(axis=1)
+    assert (codes == target.argmax(axis=1)).mean() > 0.95
 
 
 def test_figures_of_a_sweep(types, monkeypatch):
@@ -710,6 +744,23 @@ def test_which_number_of_clusters_is_recommended(numbers, stability, bounds, exp
     table["validation_bound_sd"] = np.where(np.isnan(bounds), np.nan, 0.1)
     found = table["n_clusters"][sweep.recommended(table)]
     assert list(found) == ([] if expected is None else [expected])
+
+
+def test_the_deviation_of_a_sweep_is_that_of_all_numbers():
+    """The root of the mean square: neither the least nor the largest."""
+    table = pd.DataFrame(
+        {
+            "n_clusters": [2, 3],
+            "stability": [1.0, 0.9],
+            "validation_bound": [0.0, 0.0],
+            "validation_bound_sd": [0.1, 0.7],
+        }
+    )
+    # 0.1 of stability is two units of 0.05, as two deviations of 0.5
+    for gain, expected in ((0.9, [True, False]), (1.1, [False, True])):
+        bounds = [0.0, gain]
+        found = sweep.recommended(table.assign(validation_bound=bounds))
+        assert list(found) == expected
 
 
 def test_seeds_without_a_deviation_leave_the_bound():

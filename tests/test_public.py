@@ -70,7 +70,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    # what a machine fetches through others is not here
+    monkeypatch.setenv("no_proxy", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.asked, server.limits = {}, [], []
     server.tags, server.sized, server.lie = "strong", True, 0

@@ -5,6 +5,7 @@ import pytest
 
 from scvae_jax import ranking
 from scvae_jax.ranking import Fit, nested_interval, rank, remarks, tabulate
+from scvae_jax.scores import between
 
 # Intervals
 
@@ -278,6 +279,12 @@ def test_stability_is_between_the_seeds_of_an_entry():
     assert found[:3] == [1.0, 1.0, 1.0]
     assert found[3] == found[4] < 0.1
     assert found[5:] == [None] * 4
+    # of three pairs the one in the middle
+    codes = [half, *(np.where(np.arange(N) < n, 1 - half, half) for n in (2, N // 4))]
+    fits = [fit("nb", seed, cluster=code) for seed, code in enumerate(codes)]
+    pairs = sorted(between(codes))
+    assert pairs[0] < pairs[1] < pairs[2] and abs(np.mean(pairs) - pairs[1]) > 0.01
+    assert tabulate(fits)[0]["stability"] == pytest.approx(pairs[1])
 
 
 def test_other_remarks():

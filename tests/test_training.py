@@ -86,6 +86,39 @@ def test_arguments_of_another_kind(small, arguments, expected):
         sv.fit(small, **arguments)
 
 
+def test_settings_of_the_model_reach_it(small, monkeypatch):
+    """Those of one of many fits, which its model is built with."""
+
+    class Planned(Exception):
+        """The plan, before it is run."""
+
+    def run(plan, progress):
+        raise Planned(plan)
+
+    built = []
+    real = training.from_config
+    monkeypatch.setattr(phases, "run", run)
+    monkeypatch.setattr(
+        training,
+        "from_config",
+        lambda *given, **more: built.append(more["settings"]) or real(*given, **more),
+    )
+    tried = {"dropout_input": [0.1, 0.2], "learning_rate": [1e-3, 2e-3]}
+    with pytest.raises(Planned) as caught:
+        sv.fit_many(small, seeds=(3,), settings=tried, progress=False)
+    (plan,) = caught.value.args
+    plan.build({"dropout_input": 0.2, "learning_rate": 2e-3})
+    assert built == [{"dropout_input": 0.2}]
+    assert plan.seeds == (3,) * 4
+    pairs = zip(*(plan.settings[name] for name in tried), strict=True)
+    assert sorted((round(float(a), 4), round(float(b), 4)) for a, b in pairs) == [
+        (0.1, 0.001),
+        (0.1, 0.002),
+        (0.2, 0.001),
+        (0.2, 0.002),
+    ]
+
+
 def test_a_fit_says_what_it_is(small):
     found = repr(fit(small, epochs=1))
     assert found.startswith("Fitted(vae, negative_binomial, 40 genes; cells: 108 train")
