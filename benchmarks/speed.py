@@ -253,12 +253,16 @@ def main() -> None:
         "growth": lambda: growth.measure(arguments.data, repeats),
         "accelerator": lambda: accelerator.measure(arguments.scvi, repeats),
     }
-    absent = {"peers": not arguments.scvi, "original": not arguments.original}
+    needs = {"peers": "scvi", "original": "original", "growth": "data"}
+    absent = {n: need for n, need in needs.items() if not getattr(arguments, need)}
     for name in arguments.sections or ():
-        if absent.get(name):
-            parser.error(f"found no Python for the section {name}, give its peer's")
-    absent["accelerator"] = jax.default_backend() == "cpu"
-    sections = arguments.sections or [n for n in SECTIONS if not absent.get(n)]
+        if name in absent:
+            # without it rows that are there would be lost
+            parser.error(f"found no --{absent[name]} for the section {name}, give it")
+    # figures of a CPU stay where the device is another
+    on_cpu = jax.default_backend() == "cpu"
+    here = [n for n in SECTIONS if on_cpu != (n == "accelerator") and n not in absent]
+    sections = arguments.sections or here
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in sections:
         result[name] = measures[name]()
