@@ -58,8 +58,8 @@ class ModelConfig:
         thinning: largest share of a cell's counts hidden from the encoder in training;
             each time a share between 0 and it is drawn, and each count hidden with that
             probability. So the encoder learns to read cells of other depths. None: 0.5
-            of a vae, 0 of a gmvae and where the mean is free (of one's own likelihood:
-            set it).
+            of a vae, 0 of a gmvae and where the mean is free (of one's own likelihood
+            of counts: where it does not read the depth of a cell).
         dropout_input: share of the non-zero inputs hidden from the encoder in training.
             None: 0 of a vae and where the mean is free, 0.3 of a gmvae.
         dropout_hidden: dropout on the encoder's hidden layers. None: 0 of a vae, 0.1 of
@@ -225,18 +225,20 @@ class TrainConfig:
         )
 
 
-def completed(config: Any, model: str) -> Any:
+def completed(config: Any, model: str, free_mean: bool = False) -> Any:
     """A configuration with numbers for what it leaves to the model.
 
     Args:
         config: a ModelConfig or TrainConfig.
         model: "vae" or "gmvae".
+        free_mean: whether a likelihood of one's own does not read the depth of a cell.
 
     Returns:
         It, with those of `RECIPES` where it has None.
     """
     recipe = RECIPES[model]
-    if getattr(config, "likelihood_options", {}).get("mean") == "free":
+    named = getattr(config, "likelihood_options", {})
+    if free_mean or named.get("mean") == "free":
         recipe = recipe | RECIPES["free mean"]
     left = {name: v for name, v in recipe.items() if getattr(config, name, 0) is None}
     return dataclasses.replace(config, **left)

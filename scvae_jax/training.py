@@ -17,6 +17,7 @@ from scvae_jax.building import (
     expect_one_log_prob_of_zero,
     from_config,
     named_likelihood,
+    reads_depth,
 )
 from scvae_jax.checks import (
     InputWarning,
@@ -177,7 +178,8 @@ def fit_many(
     unread = unread_by(config.model, optimizer, kl_weight)
     expect_in_use(settings or {}, unread)
     warn_of_idle(config, train_config, unread)
-    config = completed(config, config.model)
+    given = config
+    config = completed(given, given.model)
     train_config = completed(train_config, config.model)
     own_likelihood = likelihood is not None
     likelihood = likelihood or named_likelihood(config)
@@ -204,6 +206,9 @@ def fit_many(
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
     if own_likelihood:
         expect_one_log_prob_of_zero(likelihood, **sizes)
+        if likelihood.is_of_counts and not reads_depth(likelihood, **sizes):
+            config = completed(given, given.model, free_mean=True)
+            configs = configs_of(config, train_config, plain(seeds), settings or {})
 
     def build(chosen: dict[str, Array]) -> Model:
         of_model = {name: chosen[name] for name in MODEL_SETTINGS if name in chosen}

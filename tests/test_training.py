@@ -86,6 +86,25 @@ def test_arguments_of_another_kind(small, arguments, expected):
         sv.fit(small, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("mean", "given", "expected"),
+    [("free", None, 0.0), ("library", None, 0.5), ("free", 0.25, 0.25)],
+)
+def test_an_own_mean_that_reads_no_depth_is_a_free_one(
+    small, monkeypatch, mean, given, expected
+):
+    own = likelihoods.poisson(mean=mean)
+    monkeypatch.setattr(phases, "run", lambda plan, progress: [ValueError(plan)])
+    real, configured = training.configs_of, []
+    monkeypatch.setattr(
+        training, "configs_of", lambda *a: configured.append(a[0]) or real(*a)
+    )
+    config = sv.ModelConfig(thinning=given)
+    with pytest.raises(ValueError, match="Plan"):
+        sv.fit(small, config, likelihood=own, progress=False)
+    assert configured[-1].thinning == expected
+
+
 def test_settings_of_the_model_reach_it(small, monkeypatch):
     """Those of one of many fits, which its model is built with."""
 
