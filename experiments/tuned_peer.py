@@ -8,8 +8,8 @@ default for all. Each setting is first changed alone; then the best value of eac
 gained is added, largest gain first, and kept where the validation ELBO rises once more.
 What is best then is trained with each seed, and test cells are scored by
 importance-weighted bounds of 500 samples. Ours are the fits of `against_peers.py`, of
-the same seeds, in the same folder. A trial that `--work` has is not made again; some
-forty a set, of one to ten minutes each on one core.
+the same seeds, in the same folder. A trial that `--work` has is not made again; there
+are thirty to forty of a set, of one to ten minutes each on one core.
 """
 
 import argparse

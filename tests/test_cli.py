@@ -946,8 +946,8 @@ import os, pathlib, signal
 from scvae_jax import files, process
 
 NUMBER = signal.{name}
-if {ignored}:
-    signal.signal(NUMBER, signal.SIG_IGN)
+# else it may be ignored where the tests are, as under nohup
+signal.signal(NUMBER, signal.SIG_IGN if {ignored} else signal.SIG_DFL)
 
 def work():
     with files.whole(pathlib.Path("file")) as part:
