@@ -248,12 +248,11 @@ def _report(
         with whole(folder / name) as part:
             frame.to_csv(part, index=False)
     for name in PICTURES:
-        if name not in drawn:
+        if name in drawn:
+            drawn[name](folder / name)
+        else:
             # one of an earlier call, that shows other rows
             (folder / name).unlink(missing_ok=True)
-            continue
-        with whole(folder / name) as part:
-            drawn[name](part)
     found = {"settings": settings, "rows": rows, "ranks": ranks, "remarks": said}
     # last: by it `open_folder` knows a comparison that is finished
     with whole(folder / "table.json") as part:

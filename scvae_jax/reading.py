@@ -50,7 +50,7 @@ def thinned(key: Array, x: Array, share: Array) -> Array:
         drawn = jnp.where(x > FEW, jnp.clip(normal, 0.0, x), exact(uniform, x, share))
         return drawn.astype(x.dtype)
 
-    given = (uniform, jnp.floor(x), jnp.asarray(share))
+    given = (uniform, jnp.floor(x), share)
     if jax.default_backend() != "cpu":
         # a GPU waits at a branch
         return either(*given) + rest
