@@ -227,13 +227,25 @@ def of_cells(out: Path) -> Path:
     return out.with_suffix(".npz")
 
 
+def known_bounds(out: Path) -> dict[str, np.ndarray]:
+    """Bounds of each test cell of each fit that is known."""
+    file = of_cells(out)
+    return dict(np.load(file)) if file.exists() else {}
+
+
+def keep_bounds(out: Path, new: dict[str, np.ndarray]) -> None:
+    """Keep them with those that are there."""
+    with whole(of_cells(out)) as part, part.open("wb") as file:
+        np.savez_compressed(file, **known_bounds(out) | new)
+
+
 def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """All that is known: the figures, and the bounds of each test cell of each fit."""
     old = json.loads(out.read_text()) if out.exists() else {}
     rows = {(row["set"], row["likelihood"]): row for row in old.get("rows", ())}
     fits = {tuple(fit[name] for name in NAMES): fit for fit in old.get("fits", ())}
     known_versions = old.get("versions", {}) | versions()
-    kept = dict(np.load(of_cells(out))) if of_cells(out).exists() else {}
+    kept = known_bounds(out)
     for name, likelihood in itertools.product(SETS, LIKELIHOODS):
         path = data / f"{name}.h5ad"
         labels = anndata.read_h5ad(path, backed="r").obs.get("cell_type")
@@ -266,6 +278,9 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
             old_fit = fits.get(place, fit)
             # what it took when it was last made with nothing beside it
             timed_fit = fit if fit["seconds"] else old_fit
+            if not renewed and row["seeds"] and place not in fits:
+                # a seed that the row cannot have
+                continue
             times = {n: timed_fit.get(n) for n in ("seconds", "seconds_commit")}
             fits[place] = (fit if renewed else old_fit) | times
         if renewed:
@@ -333,8 +348,7 @@ def main() -> None:
         list(pool.map(make, places))
     result, kept = gathered(arguments.data, arguments.work, arguments.out)
     # the bounds first: what they are of can be made again from them
-    with whole(of_cells(arguments.out)) as part, part.open("wb") as file:
-        np.savez_compressed(file, **kept)
+    keep_bounds(arguments.out, kept)
     with whole(arguments.out) as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(readme_tables.lines_of(readme_tables.against_peers(result))))

@@ -136,6 +136,8 @@ def one(
 def differences(rows: list[dict]) -> list[dict]:
     """Importance-weighted bounds minus those of the base, where there are both."""
     found = {(key(row), row["seed"]): row["importance_weighted_bound"] for row in rows}
+    # what a seed draws may be drawn otherwise at another commit
+    commits = {key(row): row.get("commit") for row in rows}
     table = []
     for variant, likelihood, name in sorted({key(row) for row in rows}, key=place):
         if variant == "base":
@@ -154,6 +156,7 @@ def differences(rows: list[dict]) -> list[dict]:
                     "set": name,
                     "difference": float(np.mean(pairs)),
                     "between_seeds": float(np.ptp(pairs)),
+                    "commits": [commits[base], commits[variant, likelihood, name]],
                 }
             )
     return table

@@ -148,6 +148,11 @@ def calibrate(
     fits = _fits_of(adata, fitted)
     for name in (key_added, *fits):
         check_field("name of a model or key_added", name)
+        if f"q_{name}" in fits:
+            raise InputError(
+                f"found models {name} and q_{name}, of which fields of var would have "
+                "the same names, expected others, rename one"
+            )
     first = next(iter(fits.values()))[0]
     data = prepare_as(adata, first, layer=layer)
     if n_fractional(data.x.data):

@@ -24,6 +24,7 @@ from scvae_jax.ledger import (
 )
 from scvae_jax.ranking import Fit, Row, entry_name, rank, remarks, tabulate
 from scvae_jax.scores import expect_scikit_learn
+from scvae_jax.settings import expect_kinds
 from scvae_jax.subjects import entries_of, parts_of, settings_of
 from scvae_jax.trials import evaluate_seeds, fit_seeds, total_and_null
 
@@ -135,6 +136,7 @@ def compare(
             scored or compared.
         FloatingPointError: if every single fit fails.
     """
+    expect_kinds(config, train_config, None, None, None)
     train_config = train_config or TrainConfig()
     entries = entries_of(likelihoods, models, config or ModelConfig())
     names = [entry_name(*key) for key in entries]
@@ -178,12 +180,18 @@ def compare(
 
         numbers = range(train_config.seed, train_config.seed + seeds)
         jobs = [(cells, *key) for cells in parts for key in entries]
-        files, given = [], {}
+        keys = [
+            (cells.name, label, model, cells.split, seed)
+            for cells, label, model in jobs
+            for seed in numbers
+        ]
+        paths = {key: work / "fits" / fit_name(key) for key in keys}
+        # what is damaged is found before the work
+        known = {key: read_fit(p) for key, p in paths.items() if p.exists()}
+        given = {}
         for number, (cells, label, model) in enumerate(jobs, start=1):
             key = cells.name, label, model, cells.split
-            paths = {seed: work / "fits" / fit_name((*key, seed)) for seed in numbers}
-            files += paths.values()
-            missing = [seed for seed, path in paths.items() if not path.exists()]
+            missing = [seed for seed in numbers if (*key, seed) not in known]
             if not missing:
                 continue
             if progress:
@@ -216,8 +224,10 @@ def compare(
                 score_key,
             )
             for seed in missing:
-                write_fit(paths[seed], done[seed])
-        found = _report(work, [read_fit(path) for path in files], settings, reference)
+                path = paths[*key, seed]
+                write_fit(path, done[seed])
+                known[*key, seed] = read_fit(path)
+        found = _report(work, [known[key] for key in keys], settings, reference)
         take_place(work, folder)
     return found._replace(folder=folder)
 

@@ -136,7 +136,7 @@ def take_place(work: Path, folder: Path) -> None:
 def _read_settings(path: Path) -> Row | None:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     mine = isinstance(known, dict) and {"format", "data", "n_samples"} <= set(known)
     return known if mine else None
@@ -185,8 +185,10 @@ def fit_name(key: tuple[str, str, str, int | str, int]) -> str:
     digest = hashlib.sha256(json.dumps(key).encode())
     data, likelihood, model, split, seed = key
     words = (data, likelihood, model, f"split-{split}", f"seed-{seed}")
+    # names with a dot in front are those of parts
+    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words)).lstrip(".")
     # the length of a name is limited in bytes
-    readable = re.sub(r"[^\w.=-]+", "_", "-".join(words)).encode()[:120]
+    readable = readable.encode()[:120]
     return f"{readable.decode(errors='ignore')}-{digest.hexdigest()[:8]}.npz"
 
 
@@ -212,12 +214,13 @@ def read_fit(path: Path) -> Fit:
 
     Raises:
         InputError: if it is damaged.
+        OSError: if it cannot be read.
     """
     try:
         with path.open("rb") as file, np.load(file) as saved:
             arrays = {name: saved[name] for name in saved.files}
         return Fit(json.loads(str(arrays.pop("row"))), arrays)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"found a damaged file at {path} ({error}), expected the figures of a fit, "
             "remove it and compare again"

@@ -62,7 +62,9 @@ def latent_space(
         key = colors[i] if colors else None
         _panel(figure, axes, points, None if key is None else adata.obs[key], size)
         name = "UMAP" if method == "umap" else "PC"
-        axes.set(xlabel=f"{name} 1", ylabel=f"{name} 2", title=key or basis)
+        axes.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
+        # a name may have dollars in it
+        axes.set_title(key or basis, parse_math=False)
         axes.set(xticks=[], yticks=[])
     _save(figure, path)
 
@@ -218,8 +220,12 @@ def calibration(found: Mapping[str, Any], path: str | Path) -> None:
     totals.set(title="total of the hidden half, cells")
     transform.set(xlabel="probability integral transform", ylabel="density")
     transform.set(title="calibration", ylim=(0.0, None))
-    variance.legend(frameon=False, fontsize=8, markerscale=3)
-    transform.legend(frameon=False, fontsize=8, loc="lower center")
+    for legend in (
+        variance.legend(frameon=False, fontsize=8, markerscale=3),
+        transform.legend(frameon=False, fontsize=8, loc="lower center"),
+    ):
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     _save(figure, path)
 
 

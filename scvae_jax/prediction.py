@@ -77,9 +77,10 @@ def predict(
         n_samples: S.
         key: of the halves and samples.
         with_below: sum the distribution functions; else they are 0.
-        given_total: the depth of a cell is its total, so that the variance of the total
-            of a half, v, is that given the total of both, v w / (v + w) with w of the
-            other half (as if both were normal; of a Poisson it is that of a binomial).
+        given_total: the depth of a cell is its total t, so that the total of a half is
+            that given the total of both, as if both were normal: with means m and n and
+            variances v and w of the two halves, its mean is m + v / (v + w) (t - m - n)
+            and its variance v w / (v + w), of a Poisson those of a binomial.
 
     Returns:
         The predictions.
@@ -166,15 +167,20 @@ def _half(
             return likelihood.log_prob(jnp.zeros_like(x), decoded)
         return likelihood.log_prob_zero(decoded)
 
+    def share_of_hidden(variance):
+        within, other = (
+            jnp.where(part, variance, 0.0).sum(axis=-1) for part in (hidden, ~hidden)
+        )
+        return within / jnp.maximum(within + other, TINY)
+
     def of_sample(z):
         (decoded,) = model.decode(params, z, batch)
-        mean = likelihood.mean(decoded)
-        new = (
-            jnp.exp(log_prob_zero(decoded)),
-            likelihood.variance(decoded),
-            mean,
-            jnp.where(hidden, mean, 0.0).sum(axis=-1),
-        )
+        mean, variance = likelihood.mean(decoded), likelihood.variance(decoded)
+        # means of a zero-inflated family do not add up to the total
+        rest = jnp.where(given_total, (x - mean).sum(axis=-1), 0.0)
+        of_half = jnp.where(hidden, mean, 0.0).sum(axis=-1)
+        of_half += share_of_hidden(variance) * rest
+        new = (jnp.exp(log_prob_zero(decoded)), variance, mean, of_half)
         full = {
             name: jnp.broadcast_to(p, x.shape + likelihood.trailing.get(name, ()))
             for name, p in decoded.items()
@@ -206,14 +212,11 @@ def _half(
     numbered = (jnp.arange(n_samples), z)
     (log_total, means, squares), at_nonzero = jax.lax.scan(one, start, numbered)
     zero, variance, mean, total = means
-    within, other = (
-        jnp.where(part, variance, 0.0).sum(axis=-1) for part in (hidden, ~hidden)
-    )
+    within = jnp.where(hidden, variance, 0.0).sum(axis=-1)
+    within *= jnp.where(given_total, 1.0 - share_of_hidden(variance), 1.0)
     # Var = E Var(x | z) + Var E(x | z)
     of_gene, of_total = (square / n_samples for square in squares)
     variance += of_gene
-    shared = other / jnp.maximum(within + other, TINY)
-    within *= jnp.where(given_total, shared, 1.0)
     total_sd = jnp.sqrt(within + of_total)
     dense = (log_total - jnp.log(n_samples), zero, mean, variance)
     dense = tuple(jnp.where(hidden, part, 0.0) for part in dense)

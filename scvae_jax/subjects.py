@@ -53,7 +53,7 @@ def entries_of(
     """
     for what, given in (("likelihoods", likelihoods), ("models", models)):
         named = not isinstance(given, str) and all(isinstance(n, str) for n in given)
-        if not named or not given or len(set(given)) < len(given):
+        if not named or not len(given) or len(set(given)) < len(given):
             raise InputError(
                 f"found {what} {given if isinstance(given, str) else listing(given)}, "
                 "expected a list of one or more names, each once, change it"

@@ -538,6 +538,27 @@ def test_totals_of_cells_whose_total_is_given(truth, fitted):
     )
 
 
+def test_totals_given_where_means_do_not_add_up(truth, fitted):
+    """Of a zero-inflated family they are less than the total, by the share of zeros."""
+    _, share, _ = truth
+    random = np.random.default_rng(1)
+    x = random.poisson(150.0 * share, (N_CELLS, len(share)))
+    obs = truth[0].obs[["part"]]
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(x.astype(np.float32)), obs=obs)
+    adata.var_names = truth[0].var_names
+    config = sv.ModelConfig(
+        likelihood="zero_inflated_poisson", n_latent=2, hidden_sizes=(8,)
+    )
+    # its zero logits start at 0: half of each mean
+    profiles = ((jnp.asarray(share), 10**9),)
+    model = made(fitted, adata, config, DataConfig(split_key="part"), profiles)
+    (found,) = sv.calibrate(adata, model, n_samples=2).values()
+    cells = found.cells
+    off = (cells["expected_total"] - cells["total"]).mean()
+    assert abs(off) < 0.05 * cells["total"].mean()
+    assert found.summary["totals_within_95"] > 0.9
+
+
 def test_spread_of_large_totals():
     """Of which the squares, of 1e11 and more, would not tell the spread in float32."""
     random = np.random.default_rng(0)
@@ -749,6 +770,11 @@ def test_what_is_refused(truth, models, fitted, small):
             (adata, {"a": models["negative_binomial"], "b": other_option}),
             {},
             "found 'b' and 'a' of different reading of a cell's depth .*, expected",
+        ),
+        (
+            (adata, {"nb": poisson, "b": poisson, "q_b": poisson}),
+            {},
+            "found models b and q_b, of which fields of var would have the same",
         ),
         ((adata, poisson), {"n_samples": 0}, "found n_samples=0, expected a whole"),
         (

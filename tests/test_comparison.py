@@ -354,6 +354,23 @@ def test_a_run_that_was_stopped_goes_on(quick, compare, monkeypatch, tmp_path):
     assert quick == []
 
 
+def test_a_damaged_fit_is_found_before_the_work(quick, compare):
+    found = compare()
+    file = next((found.folder / "fits").iterdir())
+    file.write_bytes(b"")
+    quick.clear()
+    with pytest.raises(InputError, match=f"found a damaged file at .*{file.name}"):
+        compare(likelihoods=["poisson", "negative_binomial", "zero_inflated_poisson"])
+    assert not quick
+
+
+def test_data_whose_name_begins_with_a_dot_goes_on(quick, compare, cells):
+    compare({".cells": cells})
+    quick.clear()
+    compare({".cells": cells})
+    assert not quick
+
+
 def test_a_seed_that_was_not_written_runs_again(quick, compare, monkeypatch, tmp_path):
     write_fit = comparison.write_fit
 
@@ -580,6 +597,9 @@ def test_bounds_that_are_not_finite_are_no_figures(quick, compare, monkeypatch):
         ({"likelihoods": ["poisson:mean"]}, "found likelihood option 'mean'"),
         ({"likelihoods": ["poisson:mean=fre"]}, "found mean='fre'"),
         ({"likelihoods": []}, "found likelihoods none, expected a list"),
+        ({"likelihoods": np.array(["poisson"] * 2)}, "poisson, poisson, .*each once"),
+        ({"config": {"n_latent": 2}}, "found config=.*, expected a ModelConfig"),
+        ({"train_config": {"epochs": 3}}, "expected a TrainConfig"),
         ({"likelihoods": "poisson"}, "found likelihoods poisson, expected a list"),
         ({"likelihoods": ["poisson"] * 2}, "poisson, poisson, expected .*each once"),
         ({"models": ["tae"]}, "found model='tae', expected vae or gmvae"),

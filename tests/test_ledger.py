@@ -57,6 +57,18 @@ def test_a_fit_comes_back_as_it_was(tmp_path):
             ledger.read_fit(tmp_path / "fit.npz")
 
 
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path):
+    """Or a user would remove it."""
+    with pytest.raises(IsADirectoryError):
+        ledger.read_fit(tmp_path)
+    folder = tmp_path / "out"
+    ledger.open_folder(folder, SETTINGS, False)
+    (folder / "comparison.json").unlink()
+    (folder / "comparison.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        ledger.open_folder(folder, SETTINGS, False)
+
+
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
@@ -79,6 +91,7 @@ def test_names_of_files_tell_fits_apart():
         ("a_b", "nb", "vae", "0", 0),
         ("a_b", "nb", "vae", 0, 1),
         ("../" * 40, "nb", "vae", 0, 1),
+        (".cells", "nb", "vae", 0, 1),
         ("\u0436" * 200, "nb", "vae", 0, 1),
         ("\u0436" * 201, "nb", "vae", 0, 1),
     ]
@@ -86,6 +99,8 @@ def test_names_of_files_tell_fits_apart():
     assert len(set(names)) == len(keys)
     assert not any("/" in name or len(name.encode()) > 140 for name in names)
     assert names[0].startswith("a_b-nb_mean=free-vae-split-0-seed-0-")
+    # as parts have that are removed
+    assert not any(name.startswith(".") for name in names)
 
 
 def test_a_folder_goes_on_and_grows(tmp_path):

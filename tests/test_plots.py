@@ -1,5 +1,6 @@
 """What pictures show: the axes that are drawn, before they are written."""
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,6 +105,21 @@ def test_bounds_and_clusters(drawn, tmp_path, score):
     told = [text.get_text() for text in axes.get_legend().get_texts()]
     assert any("K of the labels" in text for text in told) == (score == "ari")
     assert ("labels" in axes.get_ylabel()) == (score == "ari")
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    name = "run_$A_$B"
+    genes = pd.DataFrame(
+        {name: [0.5] for name in ("zeros", "expected_zeros", "mean", "variance")}
+    ).assign(expected_variance=1.0)
+    cells = pd.DataFrame({"total": [5.0], "expected_total": [6.0]})
+    one = Calibration({}, np.full(20, 0.05), genes, cells)
+    plots.calibration({name: one}, tmp_path / "calibration.png")
+    adata = anndata.AnnData(np.ones((5, 3)))
+    adata.obs[name] = list("aabbc")
+    adata.obsm["X_scvae"] = np.random.default_rng(0).normal(size=(5, 2))
+    plots.latent_space(adata, tmp_path / "latent.png", colors=name, method="pca")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_calibration(drawn, tmp_path):
