@@ -511,7 +511,13 @@ def log_likelihood(
     total = 0
     for modality, counts, p in zip(modalities, batch.counts, params, strict=True):
         counts = measured(counts)
-        log_px = total_log_prob(modality.likelihood, counts.x, p, counts.nonzero)
+        x, seen = counts.x, batch.weight > 0
+        if counts.observed is not None:
+            seen &= counts.observed > 0
+        if modality.likelihood.log_prob_zero is None:
+            # the zeros of padding may have no density, and then no gradient either
+            x = jnp.where(seen[:, None], x, x[seen.argmax()])
+        log_px = total_log_prob(modality.likelihood, x, p, counts.nonzero)
         total += log_px if counts.observed is None else counts.observed * log_px
     return total
 
@@ -528,6 +534,7 @@ def initial_free(modality: Modality, n_batches: int) -> dict[str, Array]:
     """
     sizes = {"gene": modality.n_features, "batch": n_batches}
     return {
-        free.name: jnp.full(tuple(sizes[axis] for axis in free.axes), free.initial)
+        # of a named type: what is weak would have a step traced twice
+        free.name: jnp.full([sizes[axis] for axis in free.axes], free.initial, float)
         for free in modality.likelihood.free
     }

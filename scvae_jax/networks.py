@@ -318,5 +318,6 @@ def init_params(key: Array, modules: dict[str, tuple[nn.Module, tuple]]) -> Any:
             part = noise[start : start + sizes[i]]
             filled.append(scale * part.reshape(leaf.shape))
         else:
-            filled.append(jnp.full(leaf.shape, 1.0 if kind == "scale" else 0.0))
+            # of a named type: what is weak would have a step traced twice
+            filled.append(jnp.full(leaf.shape, kind == "scale", float))
     return jax.tree.unflatten(tree, filled)

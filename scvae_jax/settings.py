@@ -81,12 +81,14 @@ def expect_kinds(
 
 
 def unread_by(
-    model: str, optimizer: Any, kl_weight: Any
+    model: str, likelihood: Likelihood, own: bool, optimizer: Any, kl_weight: Any
 ) -> list[tuple[str, tuple[str, ...]]]:
     """What does not read which settings.
 
     Args:
         model: "vae" or "gmvae".
+        likelihood: what is fitted.
+        own: whether it is one of one's own.
         optimizer: one of one's own, or None.
         kl_weight: a schedule of one's own, or None.
 
@@ -96,12 +98,36 @@ def unread_by(
     found = []
     if model == "vae":
         found.append(("a vae", (*OF_MIXTURES, "free_nats_y", "start")))
+    if own:
+        names = ("likelihood", "likelihood_options")
+        found.append(("a likelihood of one's own", names))
+    if not likelihood.free and optimizer is None:
+        found.append((f"{likelihood.name} without free parameters", ("free_rate",)))
     if optimizer is not None:
         names = ("learning_rate", "weight_decay", "free_rate")
         found.append(("an optimizer of one's own", names))
     if kl_weight is not None:
         found.append(("a kl_weight of one's own", ("kl_weight", "kl_warmup")))
     return found
+
+
+def expect_depth_in_use(size_factor_key: str | None, is_read: bool) -> None:
+    """Refuse depths that a likelihood does not read.
+
+    Args:
+        size_factor_key: obs column with them, or None.
+        is_read: whether it reads the depth of a cell.
+
+    Raises:
+        InputError: if they would change nothing.
+    """
+    expect(
+        size_factor_key is None or is_read,
+        f"size_factor_key={size_factor_key!r} for a likelihood that does not read the "
+        "depth of a cell",
+        "it with a library mean of counts",
+        "leave it out",
+    )
 
 
 def expect_in_use(

@@ -21,7 +21,6 @@ from scvae_jax.building import (
 )
 from scvae_jax.checks import (
     InputWarning,
-    expect,
     plain,
 )
 from scvae_jax.config import (
@@ -46,6 +45,7 @@ from scvae_jax.selection import (
 from scvae_jax.settings import (
     MODEL_SETTINGS,
     configs_of,
+    expect_depth_in_use,
     expect_in_use,
     expect_kinds,
     unread_by,
@@ -175,21 +175,19 @@ def fit_many(
     """
     expect_kinds(config, train_config, likelihood, optimizer, kl_weight)
     config, train_config = config or ModelConfig(), train_config or TrainConfig()
-    unread = unread_by(config.model, optimizer, kl_weight)
+    own_likelihood = likelihood is not None
+    likelihood = likelihood or named_likelihood(config)
+    unread = unread_by(config.model, likelihood, own_likelihood, optimizer, kl_weight)
     expect_in_use(settings or {}, unread)
     warn_of_idle(config, train_config, unread)
+    if own_likelihood:
+        # those of another would tell of its mean
+        config = dataclasses.replace(config, likelihood_options={})
     given = config
     config = completed(given, given.model)
     train_config = completed(train_config, config.model)
-    own_likelihood = likelihood is not None
-    likelihood = likelihood or named_likelihood(config)
-    expect(
-        own_likelihood or size_factor_key is None or conditions_on_total(config),
-        f"size_factor_key={size_factor_key!r} for a likelihood that does not read the "
-        "depth of a cell",
-        "it with a library mean of counts",
-        "leave it out",
-    )
+    if not own_likelihood:
+        expect_depth_in_use(size_factor_key, conditions_on_total(config))
     configs = configs_of(config, train_config, plain(seeds), settings or {})
     data_config = DataConfig(
         layer, batch_key, size_factor_key, genes, split_key, fractional
@@ -206,7 +204,9 @@ def fit_many(
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
     if own_likelihood:
         expect_one_log_prob_of_zero(likelihood, **sizes)
-        if likelihood.is_of_counts and not reads_depth(likelihood, **sizes):
+        knows_total = reads_depth(likelihood, **sizes)
+        expect_depth_in_use(size_factor_key, knows_total)
+        if likelihood.is_of_counts and not knows_total:
             config = completed(given, given.model, free_mean=True)
             configs = configs_of(config, train_config, plain(seeds), settings or {})
 

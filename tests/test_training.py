@@ -234,6 +234,55 @@ def test_non_finite_steps_are_skipped_and_counted(setting, backend, monkeypatch)
     )
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_step_is_compiled_once(setting, backend, monkeypatch):
+    model, optimizer, batch, state = setting
+    assert "free" in state.params
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    step = jax.jit(steps.make_train_step(model, objectives.elbo(), optimizer))
+    state, _ = step(state, batch)
+    step(state, batch)
+    assert step._cache_size() == 1
+
+
+def log_normal():
+    """Of positive numbers: 0 has no density, as rows of padding would have."""
+    return likelihoods.gaussian()._replace(
+        name="log_normal",
+        heads=(likelihoods.Head("mean"),),
+        link=lambda heads, free, covariates: heads,
+        log_prob=lambda x, p: -0.5 * (jnp.log(x) - p["mean"]) ** 2 - jnp.log(x),
+        start=None,
+    )
+
+
+def test_padding_has_a_density(small):
+    adata = small.copy()
+    adata.X = np.random.default_rng(0).lognormal(size=small.shape).astype(np.float32)
+    found = fit(adata, likelihood=log_normal(), epochs=3)
+    assert found.summary["n_train"] % 32 and found.summary["skipped_steps"] == 0
+    assert np.isfinite(found.history[-1]["loss"])
+
+
+def test_what_was_not_observed_has_a_density():
+    modality = models.Modality("protein", 3, log_normal())
+    x = jnp.array([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    batch = batches.dense_batch(x)
+    counts = batch.counts[0]._replace(observed=jnp.array([0.0, 1.0, 1.0]))
+    batch = batch._replace(counts=(counts,), weight=jnp.array([1.0, 1.0, 0.0]))
+
+    def total(mean):
+        terms = models.log_likelihood([modality], batch, [{"mean": mean}])
+        return jnp.where(batch.weight > 0, terms, 0.0).sum()
+
+    mean = jnp.full((3, 3), 0.5)
+    value, slope = jax.value_and_grad(total)(mean)
+    expected = log_normal().log_prob(x[1], {"mean": mean[1]}).sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    expected = [[0.0] * 3, jnp.log(x[1]) - 0.5, [0.0] * 3]
+    np.testing.assert_allclose(slope, np.stack(expected), rtol=1e-5)
+
+
 def broken():
     """A likelihood without a finite value."""
     poisson = likelihoods.poisson()
@@ -517,10 +566,11 @@ def test_other_kinds_of_arguments_are_refused(small, options, message):
         ({"learning_rate": [1e-3, 1e-2]}, {"optimizer": optax.adam(1e-3)}),
         ({"thinning": [0.1], "free_rate": [1.0]}, {"optimizer": optax.adam(1e-3)}),
         ({"kl_warmup": [0.1, 0.2]}, {"kl_weight": optax.constant_schedule(1.0)}),
+        ({"free_rate": [1.0, 5.0]}, {"likelihood": likelihoods.poisson()}),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(small, settings, given):
-    with pytest.raises(InputError, match="one's own, which does not read them"):
+    with pytest.raises(InputError, match="which does not read them"):
         sv.fit_many(small, SMALL, settings=settings, **given)
 
 
@@ -723,12 +773,54 @@ def test_real_data_trains_without_a_non_finite_step(shared, name, likelihood):
         ),
         ({}, {"free_rate": 2.0}, {"optimizer": optax.sgd(1e-3)}, "not read free_rate"),
         ({}, {"kl_warmup": 0.1}, {"kl_weight": lambda _: 1.0}, "not read kl_warmup"),
+        (
+            {"likelihood": "poisson"},
+            {"free_rate": 5.0},
+            {},
+            "poisson without free parameters does not read free_rate",
+        ),
+        (
+            {"likelihood": "poisson", "likelihood_options": {"mean": "free"}},
+            {},
+            {"likelihood": likelihoods.negative_binomial()},
+            "one's own does not read likelihood, likelihood_options",
+        ),
     ],
 )
 def test_settings_that_nothing_reads_are_said(small, model, train, own, said):
     config = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), **model)
     with pytest.warns(InputWarning, match=said):
         sv.fit(small, config, sv.TrainConfig(epochs=1, **train), progress=False, **own)
+
+
+def test_options_of_another_likelihood_choose_no_recipe(small):
+    """A free mean that is named beside a library mean of one's own."""
+    config = sv.ModelConfig(
+        n_latent=2, hidden_sizes=(8,), likelihood_options={"mean": "free"}
+    )
+    with pytest.warns(InputWarning, match="does not read likelihood_options"):
+        found = sv.fit(
+            small,
+            config,
+            sv.TrainConfig(epochs=1),
+            likelihood=likelihoods.negative_binomial(),
+            progress=False,
+        )
+    assert found.config.thinning == 0.5
+
+
+def test_size_factors_that_nothing_reads_are_refused(small):
+    adata = small.copy()
+    adata.obs["depth"] = 100.0
+    for own in (likelihoods.poisson(mean="free"), likelihoods.gaussian()):
+        with pytest.raises(InputError, match="found size_factor_key='depth' for a lik"):
+            sv.fit(adata, SMALL, likelihood=own, size_factor_key="depth")
+
+
+def test_real_data_is_not_rounded(small):
+    config = sv.ModelConfig(likelihood="gaussian")
+    with pytest.raises(InputError, match="found fractional='round' for .* real data"):
+        sv.fit(small, config, fractional="round", progress=False)
 
 
 def test_values_that_a_vae_does_not_read(small):
