@@ -233,10 +233,10 @@ def known_bounds(out: Path) -> dict[str, np.ndarray]:
     return dict(np.load(file)) if file.exists() else {}
 
 
-def keep_bounds(out: Path, new: dict[str, np.ndarray]) -> None:
-    """Keep them with those that are there."""
+def keep_bounds(out: Path, bounds: dict[str, np.ndarray]) -> None:
+    """Keep them in the place of those that are there."""
     with whole(of_cells(out)) as part, part.open("wb") as file:
-        np.savez_compressed(file, **known_bounds(out) | new)
+        np.savez_compressed(file, **bounds)
 
 
 def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -269,7 +269,8 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
         elif new:
             print(
                 f"{name} {likelihood}: bounds of seeds {row['seeds']} are gone but for "
-                f"{seeds}, so that only seconds are renewed",
+                f"{[s for s in seeds if s in row['seeds']]}, so that only seconds are "
+                "renewed",
                 file=sys.stderr,
             )
         for place, found in new.items():

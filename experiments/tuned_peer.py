@@ -8,10 +8,10 @@ default for all. Each setting is first changed alone; then the best value of eac
 gained is added, largest gain first, and kept where the validation ELBO rises once more.
 What is best then is trained twice as long for as long as that gains; where it did, what
 had gained alone is added anew. The best of all is trained with each seed, and test
-cells are scored by
-importance-weighted bounds of 500 samples. Ours are the fits of `against_peers.py`, of
-the same seeds, in the same folder. A trial that `--work` has is not made again; there
-are thirty to forty of a set, of one to ten minutes each on one core.
+cells are scored by importance-weighted bounds of 500 samples, which are kept cell by
+cell beside `--out` (.npz). Ours are the fits of `against_peers.py`, of the same seeds,
+in the same folder. A trial that `--work` has is not made again; there are thirty to
+forty of a set, of one to ten minutes each on one core.
 """
 
 import argparse
@@ -90,7 +90,8 @@ class Trials:
         trial = {"settings": settings, "validation_elbo": elbo}
         seconds = float(row["seconds"])
         seconds = None if np.isnan(seconds) else seconds
-        self.tried.append(trial | {"seconds": seconds})
+        trial |= {"epochs": int(row["epochs"]), "seconds": seconds}
+        self.tried.append(trial)
         print(self.name, self.tried[-1], flush=True)
         return elbo
 
@@ -182,14 +183,13 @@ def main() -> None:
         row = {"set": name, "likelihood": LIKELIHOOD, "settings": settings}
         row |= against_peers.compared(found, list(arguments.seeds))
         print(row, flush=True)
-        against_peers.keep_bounds(
-            arguments.out,
-            {
-                f"{tool}.{name}.{LIKELIHOOD}.{seed}": bounds.astype(np.float32)
-                for tool, of_seeds in found.items()
-                for seed, bounds in of_seeds.items()
-            },
-        )
+        # those of other settings or seeds are of another row
+        known_bounds = against_peers.known_bounds(arguments.out)
+        kept = {key: v for key, v in known_bounds.items() if f".{name}." not in key}
+        for tool, seed in itertools.product(found, arguments.seeds):
+            bounds = found[tool][seed].astype(np.float32)
+            kept[f"{tool}.{name}.{LIKELIHOOD}.{seed}"] = bounds
+        against_peers.keep_bounds(arguments.out, kept)
         row |= {"trials": trials.tried, "commit": ", ".join(sorted(trials.commits))}
         common.add_row(
             arguments.out, row, lambda row: SETS.index(row["set"]), versions=known

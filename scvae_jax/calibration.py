@@ -148,6 +148,7 @@ def calibrate(
     fits = _fits_of(adata, fitted)
     for name in (key_added, *fits):
         check_field("name of a model or key_added", name)
+    for name in fits:
         if f"q_{name}" in fits:
             raise InputError(
                 f"found models {name} and q_{name}, of which fields of var would have "

@@ -135,6 +135,7 @@ def compare(
         ImportError: without matplotlib, or without scikit-learn where clusters are
             scored or compared.
         FloatingPointError: if every single fit fails.
+        OSError: if files of the folder cannot be read or written.
     """
     expect_kinds(config, train_config, None, None, None)
     train_config = train_config or TrainConfig()

@@ -251,11 +251,6 @@ def _validated(
         )
     x.eliminate_zeros()
     if support == "real":
-        if config.fractional == "round":
-            raise InputError(
-                "found fractional='round' for a likelihood of real data, expected it "
-                "with counts alone, leave it out"
-            )
         return x.astype(np.float32, copy=False)
     negative = int((x.data < 0).sum())
     if negative:

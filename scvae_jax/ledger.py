@@ -51,6 +51,7 @@ def open_folder(folder: Path, settings: Row, overwrite: bool) -> tuple[Path, Row
 
     Raises:
         InputError: if something else is there, or a comparison of other settings.
+        OSError: if what is there cannot be read.
     """
     if not _is_new(folder):
         beside = folder / ".new"

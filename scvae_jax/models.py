@@ -517,8 +517,12 @@ def log_likelihood(
         if modality.likelihood.log_prob_zero is None:
             # the zeros of padding may have no density, and then no gradient either
             x = jnp.where(seen[:, None], x, x[seen.argmax()])
+            none = ~seen.any()
+            p = {n: jnp.where(none, jax.lax.stop_gradient(v), v) for n, v in p.items()}
         log_px = total_log_prob(modality.likelihood, x, p, counts.nonzero)
-        total += log_px if counts.observed is None else counts.observed * log_px
+        if counts.observed is not None:
+            log_px = jnp.where(counts.observed > 0, log_px, 0.0)
+        total += log_px
     return total
 
 

@@ -278,7 +278,8 @@ class Decoder(nn.Module):
         outputs = {}
         for i, value in enumerate(heads):
             old = params[f"output_{i}"]
-            bias = jnp.broadcast_to(jnp.ravel(value), old["bias"].shape)
+            bias = jnp.ravel(value).astype(old["bias"].dtype)
+            bias = jnp.broadcast_to(bias, old["bias"].shape)
             outputs[f"output_{i}"] = {
                 "kernel": jnp.zeros_like(old["kernel"]),
                 "bias": bias,

@@ -176,10 +176,10 @@ def _half(
     def of_sample(z):
         (decoded,) = model.decode(params, z, batch)
         mean, variance = likelihood.mean(decoded), likelihood.variance(decoded)
-        # means of a zero-inflated family do not add up to the total
-        rest = jnp.where(given_total, (x - mean).sum(axis=-1), 0.0)
         of_half = jnp.where(hidden, mean, 0.0).sum(axis=-1)
-        of_half += share_of_hidden(variance) * rest
+        # means of a zero-inflated family do not add up to the total
+        rest = share_of_hidden(variance) * (x - mean).sum(axis=-1)
+        of_half += jnp.where(given_total, rest, 0.0)
         new = (jnp.exp(log_prob_zero(decoded)), variance, mean, of_half)
         full = {
             name: jnp.broadcast_to(p, x.shape + likelihood.trailing.get(name, ()))

@@ -17,7 +17,7 @@ from scvae_jax.checks import (
     listing,
     one_line,
 )
-from scvae_jax.config import OF_MIXTURES, ModelConfig, TrainConfig
+from scvae_jax.config import OF_MIXTURES, RECIPES, ModelConfig, TrainConfig
 from scvae_jax.likelihoods import SUPPORTS, Likelihood
 
 # what may differ between fits of one program
@@ -165,8 +165,10 @@ def warn_of_idle(
     """
     given, defaults = vars(config) | vars(train_config), vars(ModelConfig())
     defaults = defaults | vars(TrainConfig())
+    recipe = RECIPES[config.model]
     for reader, names in unread:
-        odd = [name for name in names if given[name] != defaults[name]]
+        # a fit's own configuration has the recipe's numbers where nothing was given
+        odd = [n for n in names if given[n] not in (defaults[n], recipe.get(n))]
         if odd:
             warnings.warn(
                 f"{reader} does not read {listing(odd)}, which changes nothing",

@@ -21,6 +21,7 @@ from scvae_jax.building import (
 )
 from scvae_jax.checks import (
     InputWarning,
+    expect,
     plain,
 )
 from scvae_jax.config import (
@@ -186,6 +187,12 @@ def fit_many(
     given = config
     config = completed(given, given.model)
     train_config = completed(train_config, config.model)
+    expect(
+        likelihood.support != "real" or fractional != "round",
+        "fractional='round' for a likelihood of real data",
+        "it with counts alone",
+        "leave it out",
+    )
     if not own_likelihood:
         expect_depth_in_use(size_factor_key, conditions_on_total(config))
     configs = configs_of(config, train_config, plain(seeds), settings or {})
@@ -204,9 +211,9 @@ def fit_many(
     sizes = {"n_genes": len(data.genes), "n_batches": len(data.batches)}
     if own_likelihood:
         expect_one_log_prob_of_zero(likelihood, **sizes)
-        knows_total = reads_depth(likelihood, **sizes)
-        expect_depth_in_use(size_factor_key, knows_total)
-        if likelihood.is_of_counts and not knows_total:
+        depth_is_read = reads_depth(likelihood, **sizes)
+        expect_depth_in_use(size_factor_key, depth_is_read)
+        if likelihood.is_of_counts and not depth_is_read:
             config = completed(given, given.model, free_mean=True)
             configs = configs_of(config, train_config, plain(seeds), settings or {})
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import warnings
 import weakref
 
 import jax
@@ -236,8 +237,13 @@ def test_non_finite_steps_are_skipped_and_counted(setting, backend, monkeypatch)
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_a_step_is_compiled_once(setting, backend, monkeypatch):
-    model, optimizer, batch, state = setting
-    assert "free" in state.params
+    _, optimizer, batch, _ = setting
+    likelihood = likelihoods.from_name("zero_inflated_negative_binomial")
+    n_genes = batch.counts[0].x.shape[1]
+    modality = models.Modality("rna", n_genes, likelihood)
+    model = models.vae([modality], n_latent=2, hidden_sizes=(8,))
+    profiles = ((jnp.ones(n_genes), 100),)
+    state = steps.init_train_state(model, optimizer, jax.random.key(0), profiles)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     step = jax.jit(steps.make_train_step(model, objectives.elbo(), optimizer))
     state, _ = step(state, batch)
@@ -271,16 +277,20 @@ def test_what_was_not_observed_has_a_density():
     counts = batch.counts[0]._replace(observed=jnp.array([0.0, 1.0, 1.0]))
     batch = batch._replace(counts=(counts,), weight=jnp.array([1.0, 1.0, 0.0]))
 
-    def total(mean):
+    def total(mean, batch):
         terms = models.log_likelihood([modality], batch, [{"mean": mean}])
         return jnp.where(batch.weight > 0, terms, 0.0).sum()
 
     mean = jnp.full((3, 3), 0.5)
-    value, slope = jax.value_and_grad(total)(mean)
+    value, slope = jax.value_and_grad(total)(mean, batch)
     expected = log_normal().log_prob(x[1], {"mean": mean[1]}).sum()
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     expected = [[0.0] * 3, jnp.log(x[1]) - 0.5, [0.0] * 3]
     np.testing.assert_allclose(slope, np.stack(expected), rtol=1e-5)
+    # nor where no cell of a batch has it
+    counts = counts._replace(observed=jnp.zeros(3))
+    value, slope = jax.value_and_grad(total)(mean, batch._replace(counts=(counts,)))
+    assert value == 0.0 and not slope.any()
 
 
 def broken():
@@ -791,6 +801,14 @@ def test_settings_that_nothing_reads_are_said(small, model, train, own, said):
     config = sv.ModelConfig(n_latent=2, hidden_sizes=(8,), **model)
     with pytest.warns(InputWarning, match=said):
         sv.fit(small, config, sv.TrainConfig(epochs=1, **train), progress=False, **own)
+
+
+def test_the_configuration_of_a_fit_has_nothing_idle(small):
+    config = sv.ModelConfig(likelihood="poisson", n_latent=2, hidden_sizes=(8,))
+    first = sv.fit(small, config, sv.TrainConfig(epochs=1), progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        sv.fit(small, first.config, first.train_config, progress=False)
 
 
 def test_options_of_another_likelihood_choose_no_recipe(small):
