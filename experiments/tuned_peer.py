@@ -116,9 +116,9 @@ def searched(trials: Trials) -> dict:
     def add() -> None:
         nonlocal best, settings
         for elbo, name, value in sorted(gains, reverse=True):
-            together = settings | {name: value}
             if name in settings:
                 continue
+            together = settings | {name: value}
             if settings:
                 elbo = trials(together)
             if elbo > best:
