@@ -511,18 +511,16 @@ def log_likelihood(
     total = 0
     for modality, counts, p in zip(modalities, batch.counts, params, strict=True):
         counts = measured(counts)
-        x, seen = counts.x, batch.weight > 0
-        if counts.observed is not None:
-            seen &= counts.observed > 0
+        x, observed = counts.x, counts.observed
         if modality.likelihood.log_prob_zero is None:
             # the zeros of padding may have no density, and then no gradient either
+            seen = batch.weight > 0
+            seen &= True if observed is None else observed > 0
             x = jnp.where(seen[:, None], x, x[seen.argmax()])
             none = ~seen.any()
             p = {n: jnp.where(none, jax.lax.stop_gradient(v), v) for n, v in p.items()}
         log_px = total_log_prob(modality.likelihood, x, p, counts.nonzero)
-        if counts.observed is not None:
-            log_px = jnp.where(counts.observed > 0, log_px, 0.0)
-        total += log_px
+        total += log_px if observed is None else jnp.where(observed > 0, log_px, 0.0)
     return total
 
 

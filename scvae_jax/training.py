@@ -21,7 +21,6 @@ from scvae_jax.building import (
 )
 from scvae_jax.checks import (
     InputWarning,
-    expect,
     plain,
 )
 from scvae_jax.config import (
@@ -187,12 +186,12 @@ def fit_many(
     given = config
     config = completed(given, given.model)
     train_config = completed(train_config, config.model)
-    expect(
-        likelihood.support != "real" or fractional != "round",
-        "fractional='round' for a likelihood of real data",
-        "it with counts alone",
-        "leave it out",
-    )
+    if likelihood.support == "real" and fractional == "round":
+        warnings.warn(
+            "real data is not rounded: fractional='round' changes nothing",
+            InputWarning,
+            stacklevel=3,
+        )
     if not own_likelihood:
         expect_depth_in_use(size_factor_key, conditions_on_total(config))
     configs = configs_of(config, train_config, plain(seeds), settings or {})

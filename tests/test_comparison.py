@@ -364,6 +364,23 @@ def test_a_damaged_fit_is_found_before_the_work(quick, compare):
     assert not quick
 
 
+def test_whole_counts_are_compared_with_rounding_beside_real_data(cells, tmp_path):
+    """Not refused by the second fit, when the first is done."""
+    found = sv.compare(
+        cells,
+        likelihoods=["poisson", "gaussian"],
+        out=tmp_path / "out",
+        seeds=1,
+        config=TINY,
+        train_config=QUICK,
+        split_key="part",
+        n_samples=2,
+        fractional="round",
+        progress=False,
+    )
+    assert found.table["comparable_bound"].notna().all()
+
+
 def test_data_whose_name_begins_with_a_dot_goes_on(quick, compare, cells):
     compare({".cells": cells})
     quick.clear()
