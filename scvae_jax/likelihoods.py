@@ -420,11 +420,11 @@ def _log_mean(mean: str) -> Callable[[Params, Covariates], Array]:
         if mean == "free":
             return heads["log_mean"]
         # log mu_g = log softmax(head)_g + log depth
-        log_share = jax.nn.log_softmax(_floats(heads["log_mean"])[0], axis=-1)
-        _expect_of_cells("depth", covariates.depth, log_share)
-        return log_share + _with_axes_of(
-            jnp.log(covariates.depth)[..., None], log_share
-        )
+        (logits,) = _floats(heads["log_mean"])
+        _expect_of_cells("depth", covariates.depth, logits)
+        log_depth = _with_axes_of(jnp.log(covariates.depth)[..., None], logits)
+        # log_softmax shifts all logits first, which is a pass over them more
+        return logits + (log_depth - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 
     return log_mean
 
@@ -842,7 +842,8 @@ def total_log_prob(
     log_zero = jnp.broadcast_to(log_zero, (log_zero.shape[0], x.shape[1]))
     # XLA's fused sum of a long formula is twice as slow on a CPU as array and product
     ones = jnp.ones(log_zero.shape[-1], log_zero.dtype)
-    of_zeros = jnp.matmul(log_zero, ones, precision="highest")
+    # of -log p(0), which is what families compute
+    of_zeros = -jnp.matmul(-log_zero, ones, precision="highest")
     return of_zeros + jax.ops.segment_sum(of_rows, cell, num_segments=x.shape[0])
 
 

@@ -11,10 +11,15 @@ from scvae_jax import reading
 KEY = jax.random.key(0)
 
 
+def thinned(counts, share, key=KEY):
+    words = jax.random.bits(key, (reading.n_words(counts),))
+    return reading.thinned(words, counts, share)
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])
 def test_thinning_is_binomial(share):
     counts = jnp.repeat(jnp.array([0.0, 1.0, 2.0, 5.0, 8.0, 9.0, 60.0]), 40_000)
-    drawn = reading.thinned(KEY, counts, jnp.float32(share)).reshape(7, -1)
+    drawn = thinned(counts, jnp.float32(share)).reshape(7, -1)
     assert np.array_equal(drawn, np.round(drawn))
     for found, n in zip(np.asarray(drawn), (0, 1, 2, 5, 8, 9, 60), strict=True):
         # shares of each number, within five standard errors of their own; from more
@@ -31,10 +36,30 @@ def test_thinning_is_binomial(share):
             assert found.var() == pytest.approx(expected.var(), rel=0.15, abs=1e-6)
 
 
+def test_the_quantile_of_a_normal():
+    # all numbers that 16 bits give
+    p = (np.arange(2**16) + 0.5) / 2**16
+    found = np.asarray(reading._normal_quantile(jnp.float32(p)))
+    assert np.abs(found - stats.norm.ppf(p)).max() < 4.6e-4
+
+
+@pytest.mark.parametrize("n", [1, 7, 16])
+def test_entries_of_a_row_are_thinned_by_words_of_their_own(n):
+    """So that rows to spare move nothing, and no two entries are thinned alike."""
+    counts = jnp.full((3000, n), 1.0)
+    words = jax.random.bits(KEY, (reading.n_words(counts),))
+    drawn = np.asarray(reading.thinned(words, counts, 0.5))
+    fewer = counts[:5]
+    first = reading.thinned(words[: reading.n_words(fewer)], fewer, 0.5)
+    np.testing.assert_array_equal(first, drawn[:5])
+    off = np.corrcoef(drawn.T).reshape(n, n) - np.eye(n)
+    assert np.abs(off).max() < 5 / np.sqrt(len(drawn))
+
+
 @pytest.mark.parametrize("share", [0.3, 0.75])
 def test_fractional_counts_are_thinned_as_much(share):
     counts = jnp.repeat(jnp.array([0.2, 0.5, 1.5, 7.25, 20.5]), 40_000)
-    drawn = reading.thinned(KEY, counts, jnp.float32(share)).reshape(5, -1)
+    drawn = thinned(counts, jnp.float32(share)).reshape(5, -1)
     for found, x in zip(np.asarray(drawn), (0.2, 0.5, 1.5, 7.25, 20.5), strict=True):
         assert found.min() >= 0 and found.max() <= x
         error = np.sqrt((x + 1.0) / found.size)
@@ -44,16 +69,16 @@ def test_fractional_counts_are_thinned_as_much(share):
 def test_a_gpu_thins_alike(monkeypatch):
     """Without the branch, at which it would wait."""
     counts = jnp.array([[0.0, 1.0, 8.0, 9.0, 60.5]] * 20)
-    here = reading.thinned(KEY, counts, 0.5)
+    here = thinned(counts, 0.5)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    there = reading.thinned(KEY, counts, 0.5)
+    there = thinned(counts, 0.5)
     np.testing.assert_allclose(here, there, rtol=1e-6)
-    assert "cond" not in str(jax.make_jaxpr(reading.thinned)(KEY, counts, 0.5))
+    assert "cond" not in str(jax.make_jaxpr(thinned)(counts, 0.5))
 
 
 @pytest.mark.parametrize("most", [8.0, 20.0])
 def test_thinned_counts_keep_their_type(most):
     with jax.enable_x64(True):
         counts = jnp.array([[1.0, most]], jnp.float32)
-        drawn = reading.thinned(jax.random.key(0), counts, 0.5)
+        drawn = thinned(counts, 0.5, jax.random.key(0))
     assert drawn.dtype == jnp.float32 and drawn.max() <= most
