@@ -423,7 +423,8 @@ def _log_mean(mean: str) -> Callable[[Params, Covariates], Array]:
         (logits,) = _floats(heads["log_mean"])
         _expect_of_cells("depth", covariates.depth, logits)
         log_depth = _with_axes_of(jnp.log(covariates.depth)[..., None], logits)
-        # log_softmax shifts all logits first, which is a pass over them more
+        # log_softmax shifts all logits first, a pass over them more; this rounds the
+        # total of a cell to 1e-7 of the logits
         return logits + (log_depth - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 
     return log_mean
@@ -842,7 +843,7 @@ def total_log_prob(
     log_zero = jnp.broadcast_to(log_zero, (log_zero.shape[0], x.shape[1]))
     # XLA's fused sum of a long formula is twice as slow on a CPU as array and product
     ones = jnp.ones(log_zero.shape[-1], log_zero.dtype)
-    # of -log p(0), which is what families compute
+    # of -log p(0): what is negative in most families needs no pass of its own then
     of_zeros = -jnp.matmul(-log_zero, ones, precision="highest")
     return of_zeros + jax.ops.segment_sum(of_rows, cell, num_segments=x.shape[0])
 

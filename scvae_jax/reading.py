@@ -10,7 +10,7 @@ from scvae_jax.batches import Counts, lay_out, product
 
 Array = jax.Array
 
-# counts up to which thinning is exact
+# counts up to which thinning is exact, but for the 16 bits of a draw
 FEW = 8
 
 
@@ -41,10 +41,11 @@ def thinned(words: Array, x: Array, share: Array) -> Array:
     Returns:
         Counts like x; those from more than FEW counts as a rounded normal.
     """
+    share = jnp.asarray(share, jnp.promote_types(jnp.result_type(share), jnp.float32))
     # short of 1, where log(1 - share) is finite
     share = jnp.minimum(share, 1.0 - 1e-7)
     # 16 bits for an entry, which are half the work
-    words = words.reshape(*x.shape[:-1], -1)
+    words = words.reshape(*x.shape[:-1], -(-x.shape[-1] // 2))
     bits = jnp.concatenate([words >> 16, words & 0xFFFF], axis=-1)[..., : x.shape[-1]]
     uniform = (bits.astype(share.dtype) + 0.5) * 2.0**-16
     rest = jnp.where(uniform > 1.0 - share, x - jnp.floor(x), 0.0)
@@ -96,7 +97,7 @@ def entries_of(
     x = counts.x if counts.nonzero is None else counts.nonzero[2]
     if key is not None:
         n_cells = len(counts.depth)
-        words = jax.random.bits(key, (n_cells + n_words(x),))
+        words = jax.random.bits(key, (n_cells + n_words(x),), jnp.uint32)
         share = 1.0 - thinning * (words[:n_cells, None] * 2.0**-32)
         if counts.nonzero is not None:
             share = share[counts.nonzero[0]]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scvae_jax import reading
+from scvae_jax import batches, reading
 
 KEY = jax.random.key(0)
 
 
 def thinned(counts, share, key=KEY):
-    words = jax.random.bits(key, (reading.n_words(counts),))
+    words = jax.random.bits(key, (reading.n_words(counts),), jnp.uint32)
     return reading.thinned(words, counts, share)
 
 
@@ -47,9 +47,10 @@ def test_the_quantile_of_a_normal():
 def test_entries_of_a_row_are_thinned_by_words_of_their_own(n):
     """So that rows to spare move nothing, and no two entries are thinned alike."""
     counts = jnp.full((3000, n), 1.0)
-    words = jax.random.bits(KEY, (reading.n_words(counts),))
+    words = jax.random.bits(KEY, (reading.n_words(counts),), jnp.uint32)
     drawn = np.asarray(reading.thinned(words, counts, 0.5))
     fewer = counts[:5]
+    assert reading.thinned(words[:0], counts[:0], 0.5).shape == (0, n)
     first = reading.thinned(words[: reading.n_words(fewer)], fewer, 0.5)
     np.testing.assert_array_equal(first, drawn[:5])
     off = np.corrcoef(drawn.T).reshape(n, n) - np.eye(n)
@@ -82,3 +83,18 @@ def test_thinned_counts_keep_their_type(most):
         counts = jnp.array([[1.0, most]], jnp.float32)
         drawn = thinned(counts, 0.5, jax.random.key(0))
     assert drawn.dtype == jnp.float32 and drawn.max() <= most
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("x64", [False, True])
+def test_what_is_read_does_not_depend_on_the_width_of_numbers(x64, dtype):
+    x = jnp.tile(jnp.array([1.0, 6.0, 20.0, 100.0], dtype), (500, 1))
+    with jax.enable_x64(x64):
+        counts = batches.Counts(x, None, jnp.ones(500))
+        seen = reading.entries_of(counts, True, KEY, jnp.float32(0.5))
+        assert seen.dtype == dtype
+    seen = np.expm1(np.asarray(seen, float)) / np.asarray(x, float)
+    # of half to all
+    assert seen.min() >= 0.0 and seen.max() < 1.05
+    np.testing.assert_allclose(seen.mean(axis=0), 0.75, atol=0.06)
+    assert seen[:, -1].min() > 0.25
