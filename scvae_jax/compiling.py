@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 # what more XLA for a CPU would do takes up to an eighth of the time and gains these
-# programs nothing (benchmarks/compile_options.py); vectors as wide as the CPU has make
-# steps up to a tenth faster, where XLA would stop at 256 bits
+# programs nothing; with vectors as wide as those of the CPU, where XLA would stop at
+# 256 bits, steps take 0.82 to 0.94 of the time (benchmarks/compile_options.py)
 ENOUGH = {"xla_backend_optimization_level": 1, "xla_cpu_prefer_vector_width": 512}
-# so compiling takes 0.75 to 0.87 of XLA's own time, steps up to twice theirs
+# so compiling takes 0.76 to 0.89 of XLA's own time, steps up to twice theirs
 SOON = ENOUGH | {"xla_cpu_use_fusion_emitters": False}
 # entries (steps x cells x genes) up to which that pays in the mean of families: 0.03 to
 # 0.5 s a program are gained, and 3 to 17 ns an entry lost
