@@ -515,7 +515,8 @@ def log_likelihood(
         if modality.likelihood.log_prob_zero is None:
             # the zeros of padding may have no density, and then no gradient either
             seen = batch.weight > 0
-            seen &= True if observed is None else observed > 0
+            if observed is not None:
+                seen &= observed > 0
             x = jnp.where(seen[:, None], x, x[seen.argmax()])
             none = ~seen.any()
             p = {n: jnp.where(none, jax.lax.stop_gradient(v), v) for n, v in p.items()}

@@ -97,6 +97,7 @@ def entries_of(
     x = counts.x if counts.nonzero is None else counts.nonzero[2]
     if key is not None:
         n_cells = len(counts.depth)
+        # of cells first, which entries to spare must not move; one draw, as for masks
         words = jax.random.bits(key, (n_cells + n_words(x),), jnp.uint32)
         share = 1.0 - thinning * (words[:n_cells, None] * 2.0**-32)
         if counts.nonzero is not None:
