@@ -73,6 +73,7 @@ def against_peers(result: dict) -> Rows:
         bounds = [f"{row['bounds'][tool]:.2f}" for tool in ("scvae_jax", "scvi")]
         head = [row["set"], f"`{row['likelihood']}`", str(len(row["seeds"]))]
         last = [(row["share_explained"], ".2f"), (row["times_faster"], ".1f")]
+        last += [(row["times_faster_programs_kept"], ".1f")]
         last = ["–" if value is None else f"{value:{form}}" for value, form in last]
         rows.append([*head, *bounds, difference, *last])
     return rows

@@ -7,6 +7,7 @@ with 32 bits. A batch has static shapes: there are rows for the fullest batch of
 and no count is ever dropped.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -153,6 +154,25 @@ def to_device(
 def slots_for(length: int) -> int:
     """Slots for a batch whose cells have so many: the next multiple of 8 rows."""
     return max(8 * ROW, -(-length // (8 * ROW)) * 8 * ROW)
+
+
+def slots_to_spare(length: np.ndarray, batch_size: int) -> int:
+    """Slots for all but the rarest batches of cells that are drawn by chance.
+
+    They do not depend on the draw, so that a program that was compiled for one seed
+    serves others.
+
+    Args:
+        length: [n] slots of each cell that may be drawn.
+        batch_size: B, at most n.
+
+    Returns:
+        Five standard deviations above the mean.
+    """
+    n = len(length)
+    # of the sum of B values that are drawn from n without putting back
+    variance = length.var() * batch_size * (n - batch_size) / max(n - 1, 1)
+    return slots_for(math.ceil(batch_size * length.mean() + 5 * math.sqrt(variance)))
 
 
 def cut(

@@ -66,15 +66,18 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     steps_per_epoch = -(-n_train // batch_size)
     epochs = n_epochs(config, steps_per_epoch)
     orders = [Orders(seed, n_train, batch_size) for seed in plan.seeds]
-    # the batches of all epochs are known beforehand, so slots for the fullest suffice
+    in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
+    # of all cells, whichever of them a seed holds out
+    length = np.concatenate([plan.train.length, plan.held_out.length])
+    spare = batches.slots_to_spare(length, batch_size)
+    # the batches of all epochs are known beforehand
     fullest = max(
         order.fullest(number, plan.train)
         # fits that differ in settings alone share theirs
         for order in set(orders)
         for number in range(1, epochs + 1)
     )
-    in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
-    slots = (batches.slots_for(fullest), held_out_slots)
+    n_slots = max(spare, held_out_slots, batches.slots_for(fullest))
     settings = {name: jnp.asarray(v) for name, v in plan.settings.items()}
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     optimizer = plan.optimizer or default_optimizer(1)
@@ -105,7 +108,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         if "clusters" in shapes.params:
             # a decode for each
             n_entries *= model.n_clusters
-        arguments = (shapes, _positions(orders, 1), settings, in_order, slots)
+        arguments = (shapes, _positions(orders, 1), settings, in_order, n_slots)
         programs = [
             [
                 ahead(pool, lowered, n_entries)
@@ -188,11 +191,11 @@ def _lowered(
     positions: tuple[np.ndarray, ...],
     settings: dict[str, Array],
     in_order: tuple[np.ndarray, np.ndarray],
-    slots: tuple[int, int],
+    n_slots: int,
 ) -> Iterator[jax.stages.Lowered]:
     """The two programs of an epoch of all fits, ready to be compiled.
 
-    `states` may be their shapes; `slots` are those of training and validation batches.
+    `states` may be their shapes.
     """
     n_genes = plan.build({}).modalities[0].n_features
     # on a CPU fits side by side would not stay in its cache
@@ -203,9 +206,9 @@ def _lowered(
         program = over_fits(function, one_by_one=one_by_one)
         return jax.jit(program, donate_argnums=0).lower(*arguments)
 
-    train = make_pass(setup, n_genes, slots[0])
+    train = make_pass(setup, n_genes, n_slots)
     yield lowered(train, states, (positions, settings), everyone, plan.train)
-    look = make_look(setup, n_genes, slots[1])
+    look = make_look(setup, n_genes, n_slots)
     best = jax.eval_shape(_first_best, states.params)
     of_fits = (states.params, states.key, everyone, settings)
     yield lowered(look, best, of_fits, everyone, (plan.held_out, in_order))

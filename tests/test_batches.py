@@ -188,6 +188,23 @@ def test_slots_are_enough_and_a_multiple_of_128(length, expected):
     assert batches.slots_for(length) == expected
 
 
+def test_slots_to_spare_are_enough_for_any_order():
+    random = np.random.default_rng(0)
+    # skewed, as those of real cells are
+    length = random.lognormal(4.5, 0.4, 2000).astype(int)
+    n_slots = batches.slots_to_spare(length, 128)
+    fullest = [random.permutation(length)[:1920].reshape(15, 128) for _ in range(400)]
+    assert np.sum(fullest, axis=-1).max() <= n_slots
+    assert n_slots == batches.slots_to_spare(length[::-1], 128)
+    assert n_slots < 1.25 * 128 * length.mean()
+
+
+@pytest.mark.parametrize("n", [1, 2, 57])
+def test_of_all_cells_in_one_batch_no_slots_are_to_spare(n):
+    length = np.arange(10, 10 + n)
+    assert batches.slots_to_spare(length, n) == batches.slots_for(length.sum())
+
+
 @pytest.mark.parametrize(
     ("n", "batch_size"), [(12, 5), (12, 4), (12, 12), (12, 1), (1, 1)]
 )

@@ -28,7 +28,7 @@ def experiment(monkeypatch):
 
 @pytest.fixture
 def gathered(experiment, monkeypatch, tmp_path):
-    """Write fits {(tool, seed): (bound of all cells, seconds)} and gather all."""
+    """Write fits {(tool, seed): (bound, seconds[, those again])} and gather all."""
     against_peers = experiment("against_peers")
     monkeypatch.setattr(against_peers, "SETS", {"tiny": None})
     monkeypatch.setattr(against_peers, "LIKELIHOODS", {"poisson": "poisson"})
@@ -41,7 +41,7 @@ def gathered(experiment, monkeypatch, tmp_path):
     def run(fits, work):
         work = tmp_path / work
         work.mkdir()
-        for (tool, seed), (bound, seconds) in fits.items():
+        for (tool, seed), (bound, seconds, *again) in fits.items():
             bounds = np.full(N_TEST, bound, np.float32)
             np.savez(
                 against_peers.file_of(work, "tiny", "poisson", tool, seed),
@@ -51,6 +51,7 @@ def gathered(experiment, monkeypatch, tmp_path):
                 seconds=seconds,
                 epochs=10 * (seed + 1),
                 commit=work.name,
+                **({"seconds_programs_kept": again[0]} if again else {}),
             )
         found, kept = against_peers.gathered(tmp_path, work, out)
         out.write_text(json.dumps(found))
@@ -80,8 +81,10 @@ def test_bounds_are_compared_seed_by_seed(gathered):
     assert row["relative_gain"] == pytest.approx(2.5 / 13)
     low, high = row["interval"]
     assert low < 2.5 < high
-    # of the seed that both were timed of
-    assert row["timed_seeds"] == [0] and row["times_faster"] == 6.0
+    # a median of each side's own; of one seed of ours, of three of theirs
+    assert row["timed_seeds"] == {"scvae_jax": [0], "scvi": [0, 1, 2]}
+    assert row["times_faster"] == 8.0
+    assert row["times_faster_programs_kept"] is None
     gain = [-10.5 - row["null"], -13.0 - row["null"]]
     share = gain[0] / gain[1] if gain[1] > 0 else None
     assert row["share_explained"] == share
@@ -95,6 +98,26 @@ def test_more_seeds_join_those_whose_bounds_are_kept(gathered):
     assert row["difference"] == pytest.approx((2 + 3 + 10) / 3)
     assert fits["scvae_jax", 2]["commit"] == "second"
     assert fits["scvae_jax", 0]["commit"] == "first"
+
+
+def test_fits_with_programs_that_were_kept_are_timed_apart(gathered):
+    fits = {
+        ("scvae_jax", 0): (-10.0, 4.0),
+        ("scvae_jax", 1): (-10.0, 5.0, 2.0),
+        ("scvae_jax", 2): (-10.0, 9.0, 3.0),
+        # made beside others
+        ("scvae_jax", 3): (-10.0, np.nan, 1.0),
+        ("scvi", 0): (-12.0, 20.0),
+    }
+    row, found = gathered(fits, "first")
+    assert row["seconds"] == {"scvae_jax": 5.0, "scvi": 20.0, "programs_kept": 2.5}
+    assert row["times_faster"] == 4.0 and row["times_faster_programs_kept"] == 8.0
+    assert found["scvae_jax", 2]["seconds_programs_kept"] == 3.0
+    # a fit that is made anew beside others keeps the times that it had
+    row, found = gathered({("scvae_jax", 1): (-9.0, np.nan)}, "second")
+    assert found["scvae_jax", 1]["elbo"] == -10.0
+    assert found["scvae_jax", 1]["seconds_programs_kept"] == 2.0
+    assert row["times_faster_programs_kept"] == 8.0
 
 
 def test_of_bounds_that_are_gone_the_figures_stay_and_seconds_are_renewed(
@@ -111,11 +134,13 @@ def test_of_bounds_that_are_gone_the_figures_stay_and_seconds_are_renewed(
     }
     row, fits = gathered(new, "second")
     assert "bounds of seeds [0, 1] are gone but for [0], so" in capsys.readouterr().err
-    changed = ("seconds", "times_faster", "timed_seeds")
+    changed = ("seconds", "times_faster", "times_faster_programs_kept", "timed_seeds")
     assert {k: v for k, v in row.items() if k not in changed} == {
         k: v for k, v in before.items() if k not in changed
     }
-    assert row["times_faster"] == 3.0 and row["timed_seeds"] == [0]
+    # seconds of a seed of theirs that is not made again stay
+    assert row["seconds"] == {"scvae_jax": 2.0, "scvi": 8.0}
+    assert row["times_faster"] == 4.0
     assert fits.keys() == old.keys()
     assert fits["scvae_jax", 0]["commit"] == "first"
     assert fits["scvae_jax", 0]["seconds_commit"] == "second"
