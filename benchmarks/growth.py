@@ -147,12 +147,9 @@ def slots(name: str, x: scipy.sparse.csr_matrix, batch_size: int = 128) -> dict:
     depth = np.ones(x.shape[0], np.float32)
     cells = batches.to_device(x, depth, np.zeros((len(depth), 0), np.int32))
     length = np.asarray(cells.length)
-    random = np.random.default_rng(0)
-    order = random.permutation(len(length)).astype(np.int32)
-    index, weight = batches.pad_to_batches(order, batch_size)
-    fullest = int(np.where(weight > 0, length[index], 0).sum(axis=1).max())
-    n_slots = batches.slots_for(fullest)
-    n_entries = x.nnz / len(index)
+    # more than those of the fullest batch, but for one in some thousand orders
+    n_slots = batches.slots_to_spare(length, batch_size)
+    n_entries = x.nnz / -(-len(length) // batch_size)
     fullest_cell = int(np.diff(x.indptr).max())
     return {
         "cells": name,
@@ -178,24 +175,23 @@ def heavy_tailed(n_obs: int, n_genes: int) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix(x, dtype=np.float32)
 
 
-def all_slots(data: Path | None) -> list[dict]:
+def all_slots(data: Path) -> list[dict]:
     found = [
         slots("a tenth of the counts", floor.counts_of(4000, 2000)),
         slots("heavy-tailed", heavy_tailed(4000, 5000)),
     ]
-    for path in sorted(data.glob("*.h5ad")) if data else []:
+    for path in sorted(data.glob("*.h5ad")):
         x = scipy.sparse.csr_matrix(anndata.read_h5ad(path).X).astype(np.float32)
         found.append(slots(path.stem, x))
     return found
 
 
-def measure(data: Path | None, repeats: int) -> dict:
-    """All of it."""
+def measure(repeats: int) -> dict:
+    """A step by size and by part."""
     result = {"growth": growth(repeats) + epochs(repeats)}
     result["parts"] = [
         parts(n_genes, likelihood, repeats)
         for n_genes in (2000, 20_000)
         for likelihood in ("negative_binomial", "zero_inflated_negative_binomial")
     ]
-    result["slots"] = all_slots(data)
     return result

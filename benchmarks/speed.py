@@ -5,10 +5,11 @@ r"""Speed beside the peers and the floor, in one run: one JSON and one picture.
 
 Sections: `floor` (a step against its matrix products and the optimiser's pass),
 `peers` (training and encoding of SCVI and JaxSCVI), `original` (a step of the
-original's VAE and GMVAE), `growth` (a step by part and by size, memory, slots) and
-`accelerator` (large batches and 28,000 genes, beside SCVI on the same GPU; left out on
-a CPU unless it is asked for). Those asked for replace what the JSON has of them. Peers
-have environments of their own; `peers` and `original` are left out without theirs, and
+original's VAE and GMVAE), `growth` (a step by part and by size, memory), `slots` (of
+batches, those of real cells among them) and `accelerator` (large batches and 28,000
+genes, beside SCVI on the same GPU; left out on a CPU unless it is asked for). Those
+asked for replace what the JSON has of them. Peers have environments of their own;
+`peers` and `original` are left out without theirs, `slots` without --data, and
 `accelerator` is then of ours alone.
 
 Everywhere: simulated counts, a tenth of them non-zero; one hidden layer of 128, latent
@@ -44,7 +45,7 @@ from scvae_jax.building import from_config, named_likelihood
 from scvae_jax.config import DataConfig, ModelConfig
 from scvae_jax.counts import prepare
 
-SECTIONS = ("floor", "peers", "original", "growth", "accelerator")
+SECTIONS = ("floor", "peers", "original", "growth", "slots", "accelerator")
 SIZES = {2000: 10_000, 20_000: 4_000}
 # ours -> SCVI's name
 LIKELIHOODS = {
@@ -250,10 +251,11 @@ def main() -> None:
         },
         "peers": lambda: peers(arguments.scvi, repeats),
         "original": lambda: original(arguments.original, repeats),
-        "growth": lambda: growth.measure(arguments.data, repeats),
+        "growth": lambda: growth.measure(repeats),
+        "slots": lambda: growth.all_slots(arguments.data),
         "accelerator": lambda: accelerator.measure(arguments.scvi, repeats),
     }
-    needs = {"peers": "scvi", "original": "original", "growth": "data"}
+    needs = {"peers": "scvi", "original": "original", "slots": "data"}
     absent = {n: need for n, need in needs.items() if not getattr(arguments, need)}
     for name in arguments.sections or ():
         if name in absent:

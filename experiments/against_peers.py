@@ -26,6 +26,7 @@ import argparse
 import itertools
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -65,6 +66,8 @@ LIKELIHOODS = {
 TOOLS = ("scvae_jax", "scvi")
 # what tells a fit from the others
 NAMES = ("set", "likelihood", "tool", "seed")
+# of a fit, what is of when it was last made with nothing beside it
+TIMES = ("seconds", "seconds_commit", "seconds_programs_kept")
 # that are looked for
 SEEDS = range(100)
 N_SAMPLES = 500
@@ -81,8 +84,8 @@ def ours(
 ) -> dict:
     """A fit by the command line; bounds of the test cells, latents of all cells.
 
-    If a fit of another seed has left its programs in the folder `programs`, it is timed
-    with these as well; if none has, it leaves its own there.
+    If one of another seed and the same commit has left its programs in a folder whose
+    name begins with `programs`, it is timed with these as well; else it leaves its own.
     """
     # of what is started now, whatever was committed since this script was
     commit = str(common.head())
@@ -105,13 +108,17 @@ def ours(
 
         # what this compiles, it compiles anew
         seconds, said = trained("run", folder / "compiled")
-        kept = {}
-        if programs and programs.exists():
-            kept["seconds_programs_kept"], again = trained("again", programs)
-            assert again["validation_elbo"] == said["validation_elbo"]
-        elif programs:
-            with whole_folder(programs) as part:
-                shutil.copytree(folder / "compiled", part, dirs_exist_ok=True)
+        again = {}
+        if programs:
+            left = sorted(programs.parent.glob(f"{programs.name}.{commit}.*"))
+            others = [path for path in left if path.suffix != f".{seed}"]
+            if others:
+                again["seconds_programs_kept"], same = trained("again", others[0])
+                assert same["validation_elbo"] == said["validation_elbo"]
+            elif not left:
+                own = programs.with_name(f"{programs.name}.{commit}.{seed}")
+                with whole_folder(own) as part:
+                    shutil.copytree(folder / "compiled", part, dirs_exist_ok=True)
         fitted = sv.load(folder / "run")
     adata = anndata.read_h5ad(path)
     data = evaluation.prepare_as(adata, fitted)
@@ -130,7 +137,7 @@ def ours(
         "seconds": seconds,
         "epochs": said["epochs"],
         "commit": commit,
-    } | kept
+    } | again
 
 
 def peer(
@@ -307,14 +314,14 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
             fit = dict(zip(NAMES, place, strict=True))
             fit |= figures(found, labels, place[-1])
             old_fit = fits.get(place, fit)
-            # what it took when it was last made with nothing beside it
             timed_fit = fit if fit["seconds"] else old_fit
             if not renewed and row["seeds"] and place not in fits:
                 # a seed that the row cannot have
                 continue
-            times = ("seconds", "seconds_commit", "seconds_programs_kept")
-            times = {name: timed_fit[name] for name in times if name in timed_fit}
-            fits[place] = (fit if renewed else old_fit) | times
+            made = fit if renewed else old_fit
+            fits[place] = {name: v for name, v in made.items() if name not in TIMES} | {
+                name: v for name, v in timed_fit.items() if name in TIMES
+            }
         if renewed:
             row |= {"set": name, "likelihood": likelihood} | compared(bounds, seeds)
             if new or "null" not in row:
@@ -331,7 +338,7 @@ def gathered(data: Path, work: Path, out: Path) -> tuple[dict, dict[str, np.ndar
         "rows": [rows[place] for place in of_rows if place in rows],
         "fits": [fits[place] for place in of_fits if place in fits],
         "n_samples": N_SAMPLES,
-        "versions": known_versions,
+        "versions": known_versions | {"python": platform.python_version()},
         "cores": len(os.sched_getaffinity(0)),
     }
     return result, kept
@@ -344,7 +351,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="keeps each fit")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--likelihoods", nargs="*", default=list(LIKELIHOODS))
+    families = list(LIKELIHOODS)
+    parser.add_argument("--likelihoods", nargs="*", default=families, choices=families)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--known", action="store_true", help="only those with SCVI's")
     parser.add_argument("--tools", nargs="*", default=TOOLS, choices=TOOLS)
@@ -382,8 +390,7 @@ def main() -> None:
     result, kept = gathered(arguments.data, arguments.work, arguments.out)
     # the bounds first: what they are of can be made again from them
     keep_bounds(arguments.out, kept)
-    with whole(arguments.out) as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+    common.write(arguments.out, result)
     print("\n".join(readme_tables.lines_of(readme_tables.against_peers(result))))
 
 

@@ -62,6 +62,12 @@ commit = cache(head)
 commit()
 
 
+def write(out: Path, result: dict) -> None:
+    """Write a result: what is there is whole."""
+    with whole(out) as part:
+        part.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def written(out: Path, part: str = "rows") -> Any:
     """The rows that are there already, or another part of the JSON."""
     return json.loads(out.read_text())[part] if out.exists() else []
@@ -81,5 +87,4 @@ def add_row(out: Path, row: dict, place: Callable, **more: Any) -> None:
     result = {"rows": sorted([*kept, row], key=place)}
     result |= {"versions": known | more.pop("versions", {})}
     result |= {"cores": len(os.sched_getaffinity(0))} | more
-    with whole(out) as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+    write(out, result)

@@ -78,7 +78,7 @@ def main() -> None:
         print(row, flush=True)
     result = {"rows": rows, "commit": common.commit(), "versions": known}
     result |= {"cores": len(os.sched_getaffinity(0))}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    common.write(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main() -> None:
         "commit": common.commit(),
     }
     print(json.dumps(result, indent=1))
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    common.write(arguments.out, result)
 
 
 if __name__ == "__main__":

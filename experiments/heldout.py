@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--likelihoods", nargs="*", default=list(LIKELIHOODS))
+    families = list(LIKELIHOODS)
+    parser.add_argument("--likelihoods", nargs="*", default=families, choices=families)
     arguments = parser.parse_args()
     order = list(itertools.product(SETS, LIKELIHOODS))
     for name, likelihood in itertools.product(arguments.only, arguments.likelihoods):

@@ -17,6 +17,7 @@ import json
 import time
 from pathlib import Path
 
+import common
 import jax
 import jax.numpy as jnp
 import matplotlib.image
@@ -108,8 +109,7 @@ def main() -> None:
     sheet = pairs.swapaxes(0, 1).reshape(6, 10, -1)
     draw(sheet, arguments.out / "mnist_reconstructions.png")
     result = {"rows": rows, "versions": versions()}
-    path = arguments.out / "mnist.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    common.write(arguments.out / "mnist.json", result)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main() -> None:
         epochs=len(model.history["elbo_train"]),
     )
     versions = {"scvi-tools": scvi.__version__, "torch": torch.__version__}
-    versions |= {"python": platform.python_version()}
+    versions |= {"scvi_python": platform.python_version()}
     versions |= {"threads": torch.get_num_threads()}
     print(json.dumps(versions))
 

@@ -308,7 +308,8 @@ def rewritten(readme: str) -> str:
         The text, the same where nothing has changed.
 
     Raises:
-        ValueError: for a table whose head is not there, or there twice.
+        ValueError: for a table whose head is not there, or there twice, or has more or
+            fewer columns than its rows.
     """
     for head, (rows, path) in TABLES.items():
         n_found = readme.count(f"\n{head}")
@@ -318,7 +319,11 @@ def rewritten(readme: str) -> str:
         table, after = rest.split("\n\n", 1)
         top = table.split("\n")[:2]
         result = json.loads((ROOT / path).read_text(encoding="utf-8"))
-        body = "\n".join([*top, *lines_of(rows(result))])
+        lines = lines_of(rows(result))
+        columns = (head + top[0]).count("|")
+        if any(line.count("|") != columns for line in lines):
+            raise ValueError(f"found rows of other columns than the table of {head!r}")
+        body = "\n".join([*top, *lines])
         readme = f"{before}\n{head}{body}\n\n{after}"
     return readme
 

@@ -22,7 +22,6 @@ import numpy as np
 import scvae_jax as sv
 from scvae_jax.checkpoints import versions
 from scvae_jax.config import parse_options
-from scvae_jax.files import whole
 
 SETS = {
     "kang_batches": {"batch_key": "batch"},
@@ -204,8 +203,7 @@ def main() -> None:
         print(variant, likelihood, name, bounds, flush=True)
         known = versions() | {"python": platform.python_version()}
         result = {"differences": differences(rows), "rows": rows, "versions": known}
-        with whole(arguments.out) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n")
+        common.write(arguments.out, result)
 
 
 if __name__ == "__main__":

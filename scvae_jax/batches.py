@@ -71,7 +71,8 @@ class CellData(NamedTuple):
     """Cells on the device, compressed: 4 bytes a slot where codes and counts fit.
 
     Attributes:
-        gene: [n_rows, ROW] gene of each non-zero entry, 16 bits where they suffice.
+        gene: [n_rows, ROW] gene of each non-zero entry, 16 bits where they suffice; the
+            last rows may be of no cell.
         value: [n_rows, ROW] its count, 16 bits where they suffice, else float32; 0
             for padding.
         start: [n] the first row of a cell.
@@ -88,8 +89,16 @@ class CellData(NamedTuple):
     categorical: Array
 
 
+def slots_of_cells(x: scipy.sparse.csr_matrix) -> np.ndarray:
+    """Slots [n] of each cell of x [n, G], a multiple of ROW."""
+    return -(-np.diff(x.indptr) // ROW) * ROW
+
+
 def to_device(
-    x: scipy.sparse.csr_matrix, depth: np.ndarray, categorical: np.ndarray
+    x: scipy.sparse.csr_matrix,
+    depth: np.ndarray,
+    categorical: np.ndarray,
+    n_slots: int = 0,
 ) -> CellData:
     """Put cells on the default device.
 
@@ -97,6 +106,8 @@ def to_device(
         x: [n, G] in canonical form, without stored zeros.
         depth: [n] counts.
         categorical: [n, n_keys] codes.
+        n_slots: that there are at least, a multiple of ROW, so that a program serves
+            others of as many cells as well.
 
     Returns:
         The cells.
@@ -112,7 +123,7 @@ def to_device(
             "one of each for a cell, convert it (tocsr, sum_duplicates) or give as many"
         )
     n_nonzero = np.diff(x.indptr)
-    n_rows = -(-n_nonzero // ROW)
+    n_rows = slots_of_cells(x) // ROW
     end = np.cumsum(n_rows, dtype=np.int64)
     total = int(end[-1]) if len(end) else 0
     if total >= 2**31:
@@ -130,7 +141,7 @@ def to_device(
 
     def in_rows(entries: np.ndarray, dtype: type) -> Array:
         # one row at least, so that addresses have something to point at
-        slots = np.zeros((max(total, 1), ROW), dtype)
+        slots = np.zeros((max(total, n_slots // ROW, 1), ROW), dtype)
         # entry e of a cell that begins at row r has slot e of that row and those after
         # it; some cells at a time, as an address takes more than what it is of
         for first in range(0, len(n_rows), CELLS_AT_ONCE):
@@ -156,23 +167,23 @@ def slots_for(length: int) -> int:
     return max(8 * ROW, -(-length // (8 * ROW)) * 8 * ROW)
 
 
-def slots_to_spare(length: np.ndarray, batch_size: int) -> int:
-    """Slots for all but the rarest batches of cells that are drawn by chance.
+def slots_to_spare(length: np.ndarray, n_drawn: int) -> int:
+    """Slots for so many cells that are drawn by chance, but for the rarest draws.
 
     They do not depend on the draw, so that a program that was compiled for one seed
     serves others.
 
     Args:
         length: [n] slots of each cell that may be drawn.
-        batch_size: B, at most n.
+        n_drawn: a batch, or the cells of a part; at most n.
 
     Returns:
         Five standard deviations above the mean.
     """
     n = len(length)
-    # of the sum of B values that are drawn from n without putting back
-    variance = length.var() * batch_size * (n - batch_size) / max(n - 1, 1)
-    return slots_for(math.ceil(batch_size * length.mean() + 5 * math.sqrt(variance)))
+    # of the sum of values that are drawn from n without putting back
+    variance = length.var() * n_drawn * (n - n_drawn) / max(n - 1, 1)
+    return slots_for(math.ceil(n_drawn * length.mean() + 5 * math.sqrt(variance)))
 
 
 def cut(

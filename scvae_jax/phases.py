@@ -67,9 +67,6 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
     epochs = n_epochs(config, steps_per_epoch)
     orders = [Orders(seed, n_train, batch_size) for seed in plan.seeds]
     in_order, held_out_slots = batches.in_order(plan.held_out, batch_size)
-    # of all cells, whichever of them a seed holds out
-    length = np.concatenate([plan.train.length, plan.held_out.length])
-    spare = batches.slots_to_spare(length, batch_size)
     # the batches of all epochs are known beforehand
     fullest = max(
         order.fullest(number, plan.train)
@@ -77,7 +74,7 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         for order in set(orders)
         for number in range(1, epochs + 1)
     )
-    n_slots = max(spare, held_out_slots, batches.slots_for(fullest))
+    n_slots = max(plan.n_slots, held_out_slots, batches.slots_for(fullest))
     settings = {name: jnp.asarray(v) for name, v in plan.settings.items()}
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     optimizer = plan.optimizer or default_optimizer(1)

@@ -83,7 +83,9 @@ def _show_warning(message, *_args, **_kwargs) -> None:
 
 def _keep_compiled() -> None:
     """Have jax keep what it compiles in the user's cache folder, for the next run."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.expanduser("~/.cache")
     if os.path.isabs(cache):
         folder = os.path.join(cache, "scvae_jax")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)

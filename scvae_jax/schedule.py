@@ -42,6 +42,7 @@ class Plan(NamedTuple):
         held_out: validation cells.
         optimizer: any optax optimiser; None: AdamW on a cosine schedule.
         kl_weight: a schedule over steps; None: the linear warm-up of the configuration.
+        n_slots: of a batch, if its cells do not take more.
     """
 
     build: Callable[[dict[str, Array]], Model]
@@ -53,6 +54,7 @@ class Plan(NamedTuple):
     held_out: CellData
     optimizer: optax.GradientTransformation | None = None
     kl_weight: optax.Schedule | None = None
+    n_slots: int = 0
 
 
 class Phase(NamedTuple):

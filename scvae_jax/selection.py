@@ -193,12 +193,15 @@ def size_factor_scale(data: CountData, where: np.ndarray) -> float:
     return total / float(data.depth[where].sum(dtype=np.float64)) if total else 1.0
 
 
-def cells_to_device(data: CountData, where: np.ndarray | slice) -> CellData:
+def cells_to_device(
+    data: CountData, where: np.ndarray | slice, n_slots: int = 0
+) -> CellData:
     """Put a part of the cells on the device.
 
     Args:
         data: validated cells.
         where: [n] which of them, or slice(None) for all.
+        n_slots: that there are at least.
 
     Returns:
         Those cells.
@@ -207,4 +210,4 @@ def cells_to_device(data: CountData, where: np.ndarray | slice) -> CellData:
     # scipy would copy all
     everything = isinstance(where, slice) and where == slice(None)
     x = data.x if everything else data.x[where]
-    return batches.to_device(x, data.depth[where], categorical)
+    return batches.to_device(x, data.depth[where], categorical, n_slots)

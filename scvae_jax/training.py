@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from scvae_jax import checkpoints, phases
+from scvae_jax import batches, checkpoints, phases
 from scvae_jax.building import (
     conditions_on_total,
     expect_one_log_prob_of_zero,
@@ -220,17 +220,28 @@ def fit_many(
         of_model = {name: chosen[name] for name in MODEL_SETTINGS if name in chosen}
         return from_config(config, likelihood, **sizes, settings=of_model)
 
+    # of all cells, whichever of them a seed sets aside
+    length = batches.slots_of_cells(data.x)
+
+    def part(name: str) -> batches.CellData:
+        mine = split == name
+        n_slots = batches.slots_to_spare(length, int(mine.sum()))
+        return cells_to_device(data, mine, n_slots)
+
     started = time.perf_counter()
+    train = part("train")
+    batch_size = min(train_config.batch_size, len(train.start))
     plan = Plan(
         build=build,
         config=train_config,
         seeds=tuple(fit_config.seed for _, fit_config in configs),
         settings=values_of(configs, settings or {}),
-        train=cells_to_device(data, split == "train"),
+        train=train,
         profiles=(mean_profile(data.x, split == "train"),),
-        held_out=cells_to_device(data, split == "validation"),
+        held_out=part("validation"),
         optimizer=optimizer,
         kl_weight=kl_weight,
+        n_slots=batches.slots_to_spare(length, batch_size),
     )
     totals = total_counts(data)
     # what the device has is not kept twice while it trains

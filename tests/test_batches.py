@@ -205,6 +205,18 @@ def test_of_all_cells_in_one_batch_no_slots_are_to_spare(n):
     assert batches.slots_to_spare(length, n) == batches.slots_for(length.sum())
 
 
+def test_rows_to_spare_are_of_no_cell():
+    x = random_counts(30, 23, 0.5, seed=1)
+    n, empty = len(put(x).gene), np.zeros((30, 0))
+    assert batches.slots_of_cells(x).sum() == n * batches.ROW
+    more = batches.to_device(x, np.ones(30), empty, (n + 5) * batches.ROW)
+    assert len(more.gene) == len(more.value) == n + 5
+    assert not np.asarray(more.value[n:]).any()
+    assert_batch(x, more, np.arange(30), np.ones(30))
+    # those that are there suffice
+    assert len(batches.to_device(x, np.ones(30), empty, batches.ROW).gene) == n
+
+
 @pytest.mark.parametrize(
     ("n", "batch_size"), [(12, 5), (12, 4), (12, 12), (12, 1), (1, 1)]
 )

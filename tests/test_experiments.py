@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import scvae_jax as sv
+from scvae_jax import clusters
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 N_TEST = 12
@@ -18,11 +19,12 @@ N_TEST = 12
 def experiment(monkeypatch):
     """An experiment's module by its name."""
     # benchmarks have a module of that name too
-    for name in ("common", "against_peers", "tuned_peer", "recipe"):
+    names = ("common", "against_peers", "clusters", "tuned_peer", "recipe")
+    for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module
-    for name in ("common", "against_peers", "tuned_peer", "recipe"):
+    for name in names:
         sys.modules.pop(name, None)
 
 
@@ -144,6 +146,24 @@ def test_of_bounds_that_are_gone_the_figures_stay_and_seconds_are_renewed(
     assert fits.keys() == old.keys()
     assert fits["scvae_jax", 0]["commit"] == "first"
     assert fits["scvae_jax", 0]["seconds_commit"] == "second"
+
+
+def test_components_can_start_at_clusters_that_are_given(experiment):
+    random = np.random.default_rng(0)
+    codes = random.integers(3, size=600)
+    mean = 9.0 * np.eye(3, 4)[codes] + random.normal(size=(600, 4))
+    # a number that k-means would not put together
+    given = np.where(codes == 2, 0, codes)
+    given[:50] = 2
+    start = clusters.mixture_start
+    with experiment("clusters").started_at(given):
+        found = clusters.mixture_start(mean, np.full_like(mean, 0.5), 3, 0)
+    assert clusters.mixture_start is start
+    for k in range(3):
+        np.testing.assert_allclose(found.mean[k], mean[given == k].mean(axis=0))
+        assert found.share[k] == pytest.approx((given == k).mean())
+    within = np.square(mean - found.mean[given]).mean()
+    assert found.variance == pytest.approx(within + 0.5)
 
 
 class Trials:

@@ -100,6 +100,13 @@ def test_a_table_that_is_missing_is_an_error():
         module.rewritten(README.replace("| set | SCVI's ELBO |", "| set | theirs |"))
 
 
+def test_a_table_without_a_column_that_its_rows_have_is_an_error():
+    head = "| explained | times faster "
+    assert head in README
+    with pytest.raises(ValueError, match="found rows of other columns than the table"):
+        tables().rewritten(README.replace(head, "| explained "))
+
+
 def test_no_step_of_a_measured_training_was_skipped():
     path = Path(__file__).parents[1] / "experiments" / "heldout.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]

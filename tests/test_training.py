@@ -722,6 +722,29 @@ def test_every_cell_once_an_epoch_and_slots_for_the_fullest_batch(small):
     assert not np.array_equal(orders(1)[0], orders(2)[0])
 
 
+@pytest.mark.parametrize("test_fraction", [0.0, 0.2])
+def test_programs_of_one_seed_have_the_shapes_of_others(monkeypatch, test_fraction):
+    """Whichever cells it sets aside, so that compiled ones can be used again."""
+    adata = sv.datasets.simulate(600, 60, n_types=4, depth=200.0, seed=3)
+    found, taken = set(), set()
+
+    def seen(plan, progress):
+        cells = (plan.train, plan.held_out)
+        found.add((*jax.tree.leaves(jax.tree.map(np.shape, cells)), plan.n_slots))
+        taken.add(int(plan.train.length.sum()))
+        # batches of any epoch fit
+        orders = epochs.Orders(plan.seeds[0], len(plan.train.start), 32)
+        assert max(orders.fullest(e, plan.train) for e in range(50)) <= plan.n_slots
+        raise FloatingPointError
+
+    monkeypatch.setattr(training.phases, "run", seen)
+    for seed in range(8):
+        given = {"seed": seed, "test_fraction": test_fraction, "batch_size": 32}
+        with pytest.raises(FloatingPointError):
+            fit(adata, **given)
+    assert len(found) == 1 and len(taken) > 1
+
+
 def test_batch_larger_than_the_data_is_clipped(small):
     result = fit(small, batch_size=100_000)
     assert result.summary["steps"] == 2
