@@ -24,10 +24,11 @@ def random_counts(n_obs, n_genes, density, seed, largest=50):
     return scipy.sparse.csr_matrix(x, dtype=np.float32)
 
 
-def put(x):
+def put(x, n_slots=0):
     """On the device, with a depth and two codes that differ from cell to cell."""
     number = np.arange(x.shape[0])
-    return batches.to_device(x, 100.0 + number, np.stack([number, 3 * number], axis=1))
+    codes = np.stack([number, 3 * number], axis=1)
+    return batches.to_device(x, 100.0 + number, codes, n_slots)
 
 
 def assert_batch(x, cells, index, weight, n_slots=None):
@@ -207,14 +208,14 @@ def test_of_all_cells_in_one_batch_no_slots_are_to_spare(n):
 
 def test_rows_to_spare_are_of_no_cell():
     x = random_counts(30, 23, 0.5, seed=1)
-    n, empty = len(put(x).gene), np.zeros((30, 0))
+    n = len(put(x).gene)
     assert batches.slots_of_cells(x).sum() == n * batches.ROW
-    more = batches.to_device(x, np.ones(30), empty, (n + 5) * batches.ROW)
+    more = put(x, (n + 5) * batches.ROW)
     assert len(more.gene) == len(more.value) == n + 5
     assert not np.asarray(more.value[n:]).any()
     assert_batch(x, more, np.arange(30), np.ones(30))
     # those that are there suffice
-    assert len(batches.to_device(x, np.ones(30), empty, batches.ROW).gene) == n
+    assert len(put(x, batches.ROW).gene) == n
 
 
 @pytest.mark.parametrize(
