@@ -147,7 +147,7 @@ def slots(name: str, x: scipy.sparse.csr_matrix, batch_size: int = 128) -> dict:
     depth = np.ones(x.shape[0], np.float32)
     cells = batches.to_device(x, depth, np.zeros((len(depth), 0), np.int32))
     length = np.asarray(cells.length)
-    # more than those of the fullest batch, but for one in some thousand orders
+    # as training has them, where the fullest batch does not take more
     n_slots = batches.slots_to_spare(length, batch_size)
     n_entries = x.nnz / -(-len(length) // batch_size)
     fullest_cell = int(np.diff(x.indptr).max())

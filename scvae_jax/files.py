@@ -103,6 +103,21 @@ def expect_free(path: Path, overwrite: bool) -> None:
         expect(not odd, found, "a new file", f"choose another name{more}")
 
 
+def cache_folder() -> Path:
+    """Where the user's cache has what this package keeps from one run to the next.
+
+    Returns:
+        Its folder, which need not be there.
+
+    Raises:
+        RuntimeError: if the user's home is not known.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # a relative path there is to be ignored, says the XDG specification
+    start = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
+    return start / "scvae_jax"
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, so that a file appears whole or not at all.

@@ -74,7 +74,8 @@ def run(plan: Plan, *, progress: bool) -> list[Result | FloatingPointError]:
         for order in set(orders)
         for number in range(1, epochs + 1)
     )
-    n_slots = max(plan.n_slots, held_out_slots, batches.slots_for(fullest))
+    spare = batches.slots_to_spare(plan.length, batch_size)
+    n_slots = max(spare, held_out_slots, batches.slots_for(fullest))
     settings = {name: jnp.asarray(v) for name, v in plan.settings.items()}
     keys = jnp.stack([jax.random.key(seed) for seed in plan.seeds])
     optimizer = plan.optimizer or default_optimizer(1)

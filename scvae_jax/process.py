@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scvae_jax.checks import InputError, InputWarning, is_lack_of_memory
+from scvae_jax.files import cache_folder
 
 # what typer returns after Ctrl-C
 INTERRUPTED = 130
@@ -83,12 +84,13 @@ def _show_warning(message, *_args, **_kwargs) -> None:
 
 def _keep_compiled() -> None:
     """Have jax keep what it compiles in the user's cache folder, for the next run."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):
-        cache = os.path.expanduser("~/.cache")
-    if os.path.isabs(cache):
-        folder = os.path.join(cache, "scvae_jax")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    try:
+        folder = cache_folder()
+    except RuntimeError:
+        # without a home nothing is kept
+        return
+    if folder.is_absolute():
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         # by default jax keeps only what took a second or longer
         least = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
         os.environ.setdefault(least, "0.1")

@@ -22,7 +22,7 @@ import pandas as pd
 import scipy.sparse
 
 from scvae_jax.checks import InputError, check_count, expect, listing, one_line
-from scvae_jax.files import lock
+from scvae_jax.files import cache_folder, lock
 from scvae_jax.tenx import read_10x_archive, read_10x_h5
 
 TENX = "https://cf.10xgenomics.com/samples/cell-exp"
@@ -136,14 +136,6 @@ def mouse_brain(
     return read_10x_h5(path, n_obs)
 
 
-def cache_folder() -> Path:
-    """Where fetched files are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # a relative path there is to be ignored, says the XDG specification
-    start = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
-    return start / "scvae_jax" / "data"
-
-
 def fetch(
     url: str, *, folder: str | Path | None = None, signature: bytes = b""
 ) -> Path:
@@ -172,7 +164,7 @@ def fetch(
         "a whole one, from https:// to the name of a file",
         "change url",
     )
-    path = Path(folder or cache_folder()) / name
+    path = Path(folder or cache_folder() / "data") / name
     if path.is_file():
         return path
     print(f"fetching {url} to {path}", file=sys.stderr)

@@ -40,9 +40,9 @@ class Plan(NamedTuple):
         train: training cells.
         profiles: for each modality their mean [G] and number.
         held_out: validation cells.
+        length: [n] slots of all cells, those that are set aside among them.
         optimizer: any optax optimiser; None: AdamW on a cosine schedule.
         kl_weight: a schedule over steps; None: the linear warm-up of the configuration.
-        n_slots: of a batch, if its cells do not take more.
     """
 
     build: Callable[[dict[str, Array]], Model]
@@ -52,9 +52,9 @@ class Plan(NamedTuple):
     train: CellData
     profiles: Profiles
     held_out: CellData
+    length: np.ndarray
     optimizer: optax.GradientTransformation | None = None
     kl_weight: optax.Schedule | None = None
-    n_slots: int = 0
 
 
 class Phase(NamedTuple):

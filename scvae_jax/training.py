@@ -229,19 +229,17 @@ def fit_many(
         return cells_to_device(data, mine, n_slots)
 
     started = time.perf_counter()
-    train = part("train")
-    batch_size = min(train_config.batch_size, len(train.start))
     plan = Plan(
         build=build,
         config=train_config,
         seeds=tuple(fit_config.seed for _, fit_config in configs),
         settings=values_of(configs, settings or {}),
-        train=train,
+        train=part("train"),
         profiles=(mean_profile(data.x, split == "train"),),
         held_out=part("validation"),
+        length=length,
         optimizer=optimizer,
         kl_weight=kl_weight,
-        n_slots=batches.slots_to_spare(length, batch_size),
     )
     totals = total_counts(data)
     # what the device has is not kept twice while it trains

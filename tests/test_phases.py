@@ -300,7 +300,7 @@ def test_what_differs_between_fits_is_what_a_configuration_says(small, name, val
             )
 
         model = build({})
-        plan = schedule.Plan(build, train, (0,), {}, None, (), None)
+        plan = schedule.Plan(build, train, (0,), {}, None, (), None, None)
         of = schedule.phases_of(model, train, 8, 5)
         setup = schedule.setup_of(plan, of, of[-1], 5)(settings)
         optimizer = steps.default_optimizer(1)
@@ -336,7 +336,7 @@ def test_what_the_phases_of_a_mixture_train():
         return building.from_config(MIXTURE, likelihood, n_genes=60)
 
     def setups(train):
-        plan = schedule.Plan(build, train, (0,), {}, None, (), None)
+        plan = schedule.Plan(build, train, (0,), {}, None, (), None, None)
         of = schedule.phases_of(build({}), train, 8, 5)
         return [schedule.setup_of(plan, of, phase, 5)({}) for phase in of]
 

@@ -20,7 +20,7 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from scvae_jax import public, tenx
+from scvae_jax import files, public, tenx
 from scvae_jax.checks import InputError, InputWarning
 
 
@@ -233,10 +233,10 @@ def test_what_cannot_be_fetched(server, tmp_path):
 
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert public.cache_folder() == tmp_path / "scvae_jax" / "data"
+    assert files.cache_folder() == tmp_path / "scvae_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert public.cache_folder() == tmp_path / ".cache" / "scvae_jax" / "data"
+    assert files.cache_folder() == tmp_path / ".cache" / "scvae_jax"
 
 
 GENES = [("ENSG1", "A"), ("ENSG2", "B"), ("ENSG3", "A")]
@@ -257,14 +257,14 @@ def archive(
     scipy.io.mmwrite(matrix, scipy.sparse.coo_matrix(np.asarray(counts).T))
     given = [gene if len(gene) > 2 else (*gene, "Gene Expression") for gene in genes]
     rows = ["\t".join(gene[: columns - (not newer)]) for gene in given]
-    files = {
+    contents = {
         "matrix.mtx": matrix.getvalue(),
         "barcodes.tsv": "".join(f"{b}\n" for b in barcodes).encode(),
         "features.tsv" if newer else "genes.tsv": "\n".join(rows).encode(),
     }
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for folder, (name, content) in itertools.product(folders, files.items()):
+        for folder, (name, content) in itertools.product(folders, contents.items()):
             if name in leave_out:
                 continue
             content = gzip.compress(content) if newer else content
